@@ -1,0 +1,244 @@
+#!/usr/bin/env bash
+# The main job from nothing to a table, within 15 minutes on two CPU cores. For `-h`, see usage below.
+# Written for bash 3.2, which macOS still ships.
+set -euo pipefail
+
+usage() {
+    cat <<'USAGE'
+usage: examples/quickstart.sh [--workdir DIR] [--splits FILE] [RAW_DATASET]
+
+Installs nnunet_nas into a virtual environment of its own and goes the whole way:
+data set, nnUNetv2_plan_and_preprocess, nnunet_nas select_tiny, nnUNetv2_train of the base
+and of the selected width, nnUNetv2_predict on unseen cases, a table of Dice, parameters
+and seconds. Uses the GPU if torch finds one, else the CPU.
+
+  RAW_DATASET      folder in nnU-Net's raw format, DatasetXXX_Name; only read.
+                   Default: a synthetic data set that is drawn for the occasion.
+  --workdir DIR    where everything goes (default: quickstart_run in the checkout)
+  --splits FILE    splits of your own, used as splits_final.json; fold 0 is trained
+  -h, --help       this text
+
+A second run goes on after the last finished step. QUICKSTART_VENV=DIR uses a virtual
+environment that has nnU-Net instead of creating one; nothing is installed into it.
+The trainings are far too short for a result: they show how the commands work together.
+USAGE
+}
+
+fail() {
+    echo "quickstart: $1" >&2
+    exit "${2:-1}"
+}
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+helpers=$root/examples/quickstart
+work=$root/quickstart_run
+raw= splits=
+while [ $# -gt 0 ]; do
+    case $1 in
+        -h | --help) usage; exit 0 ;;
+        --workdir) [ $# -ge 2 ] || fail "--workdir needs a folder" 2; work=$2; shift ;;
+        --splits) [ $# -ge 2 ] || fail "--splits needs a file" 2; splits=$2; shift ;;
+        -*) fail "unknown option $1; -h shows the options" 2 ;;
+        *) [ -z "$raw" ] || fail "one data set at a time, not $raw and $1" 2; raw=$1 ;;
+    esac
+    shift
+done
+if [ -n "$raw" ]; then
+    [ -f "$raw/dataset.json" ] || fail "$raw has no dataset.json: give a data set in nnU-Net's raw format" 4
+    raw=$(cd "$raw" && pwd)
+fi
+dataset=$(basename "${raw:-Dataset999_Phantom}")
+case $dataset in
+    Dataset[0-9][0-9][0-9]_?*) ;;
+    *) fail "$dataset is not named DatasetXXX_Name, as nnU-Net wants its data sets" 4 ;;
+esac
+number=$((10#$(echo "$dataset" | cut -c 8-10)))
+[ -z "$splits" ] || [ -f "$splits" ] || fail "--splits $splits is not a file" 4
+
+mkdir -p "$work"
+work=$(cd "$work" && pwd)
+here=$work/$dataset
+mkdir -p "$work/nnUNet_raw" "$work/nnUNet_preprocessed" "$work/nnUNet_results"
+mkdir -p "$here/steps" "$here/logs" "$work/steps" "$work/logs"
+export nnUNet_raw=$work/nnUNet_raw nnUNet_preprocessed=$work/nnUNet_preprocessed nnUNet_results=$work/nnUNet_results
+export nnUNet_extTrainer=$helpers/trainer
+preprocessed=$nnUNet_preprocessed/$dataset
+
+# Commands of a step run where bash ignores `set -e`: their functions chain with &&.
+# step NAME "what it does" COMMAND...: runs the command with its output in a log, once; a finished step is skipped and
+# its seconds are kept in steps/NAME. $state says whose steps: the data set's, or everybody's (installation).
+state=$here
+step() {
+    local name=$1 what=$2 log=$state/logs/$1.log start=$SECONDS status=0
+    shift 2
+    if [ -f "$state/steps/$name" ]; then
+        printf '[%4d s] %s: done before\n' "$SECONDS" "$what"
+        return
+    fi
+    printf '[%4d s] %s ... ' "$SECONDS" "$what"
+    echo "$ $*" >"$log"
+    "$@" >>"$log" 2>&1 </dev/null || status=$?
+    if [ "$status" -ne 0 ]; then
+        printf 'failed\n'
+        tail -n 20 "$log" >&2
+        fail "$what failed; all of its output is in $log" "$status"
+    fi
+    printf '%d s\n' $((SECONDS - start))
+    echo $((SECONDS - start)) >"$state/steps/$name"
+}
+
+# to FILE COMMAND...: standard output into FILE, which is there only once the command has succeeded.
+to() {
+    local file=$1
+    shift
+    "$@" >"$file.part" && mv "$file.part" "$file"
+}
+
+find_python() {
+    local candidate
+    for candidate in python3 python3.13 python3.12 python3.11 python3.10 python; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; then
+            echo "$candidate"
+            return
+        fi
+    done
+    fail "Python 3.10 or newer is needed: install it so that python3 starts it" 3
+}
+
+nas() { "$python" -m nnunet_nas.cli.main "$@"; }
+
+find_device() {
+    "$python" -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")'
+}
+
+link_dataset() {
+    local other
+    for other in "$nnUNet_raw/Dataset$(printf %03d "$number")"_*; do
+        if [ "$other" = "$nnUNet_raw/$dataset" ] && [ "$(readlink "$other")" = "$raw" ]; then return; fi
+        if [ -e "$other" ]; then
+            fail "$other is there already and has the same number: choose another --workdir" 4
+        fi
+    done
+    ln -s "$raw" "$nnUNet_raw/$dataset"
+}
+
+draw_dataset() {
+    # The folder appears only when it is complete.
+    [ -d "$nnUNet_raw/$dataset" ] || nas phantom -d "$number"
+}
+
+choose_images() {
+    "$python" -c 'import json, sys; print(min(int(sys.argv[2]), json.load(open(sys.argv[1]))["numTraining"]))' \
+        "$nnUNet_raw/$dataset/dataset.json" "$1"
+}
+
+select_width() {
+    to "$here/selection.json" nas select_tiny -d "$number" -c 2d -n "$(choose_images "$1")" -device "$device" --json
+}
+
+selected_configuration() {
+    "$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["selected"]["configuration"])' \
+        "$here/selection.json"
+}
+
+# Seconds for both trainings: what is left of 15 minutes, less what the steps after them need; a rerun that finds
+# everything installed is not longer for it.
+training_budget() {
+    local left=$((840 - SECONDS - 180))
+    if [ "$left" -gt 300 ]; then left=300; fi
+    if [ "$left" -lt 30 ]; then left=30; fi
+    echo "$left"
+}
+
+choose_iterations() {
+    to "$here/iterations.sh" "$python" "$helpers/iterations.py" \
+        -d "$dataset" -c 2d "$selected" -device "$device" -budget "$(training_budget)"
+}
+
+link_unseen() {
+    to "$here/unseen.txt" "$python" "$helpers/unseen.py" \
+        "$nnUNet_raw/$dataset" "$preprocessed" "$here/unseen" -limit "$unseen_limit"
+}
+
+evaluate() {
+    nnUNetv2_evaluate_folder "$here/unseen/labels" "$here/predictions/$1" \
+        -djfile "$here/predictions/$1/dataset.json" -pfile "$here/predictions/$1/plans.json" -np 1
+}
+
+if [ -n "${QUICKSTART_VENV:-}" ]; then
+    venv=$QUICKSTART_VENV
+    [ -x "$venv/bin/python" ] || fail "QUICKSTART_VENV=$venv is not a virtual environment" 3
+    export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+else
+    venv=$work/venv
+fi
+python=$venv/bin/python
+export PATH=$venv/bin:$PATH
+if [ -z "${QUICKSTART_VENV:-}" ]; then
+    system_python=$(find_python)
+    state=$work
+    step venv "create a virtual environment in $venv" "$system_python" -m venv --clear "$venv"
+    step install "install nnunet_nas, nnU-Net and torch (a few GB, minutes)" \
+        "$python" -m pip install --disable-pip-version-check -e "$root"
+    state=$here
+fi
+
+if [ -n "$raw" ]; then
+    link_dataset
+else
+    step data "draw a synthetic data set" draw_dataset
+fi
+device=$(find_device)
+if [ "$device" = cpu ]; then
+    # One process and few cases: starting a worker costs as long as what it would save.
+    workers=2 images=16 unseen_limit=20
+    export nnUNet_n_proc_DA=${nnUNet_n_proc_DA:-0}
+else
+    workers=4 images=64 unseen_limit=0
+    export nnUNet_n_proc_DA=${nnUNet_n_proc_DA:-4}
+fi
+# Compiling a network takes longer than these trainings.
+export nnUNet_compile=f
+echo "         device: $device"
+
+# The planner takes its number of threads from the same variable and refuses 0.
+step preprocess "nnUNetv2_plan_and_preprocess -c 2d" \
+    env nnUNet_n_proc_DA="$workers" nnUNetv2_plan_and_preprocess -d "$number" -c 2d -np "$workers" -npfp "$workers" --verify_dataset_integrity
+if [ -n "$splits" ] && ! cmp -s "$splits" "$preprocessed/splits_final.json"; then
+    [ ! -f "$preprocessed/splits_final.json" ] || fail "$here was begun with other splits: choose another --workdir" 4
+    cp "$splits" "$preprocessed/splits_final.json"
+fi
+step select "nnunet_nas select_tiny" select_width "$images"
+selected=$(selected_configuration)
+echo "         selected: $selected"
+
+step iterations "time an iteration of either width" choose_iterations
+. "$here/iterations.sh"
+export QUICKSTART_EPOCHS QUICKSTART_ITERATIONS
+echo "         both are trained for $QUICKSTART_EPOCHS epochs of $QUICKSTART_ITERATIONS iterations"
+for configuration in 2d "$selected"; do
+    step "train_$configuration" "nnUNetv2_train $number $configuration 0" \
+        nnUNetv2_train "$number" "$configuration" 0 -tr nnUNetTrainerQuickstart -device "$device"
+done
+
+step unseen "find the unseen cases" link_unseen
+echo "         predicting $(cat "$here/unseen.txt")"
+for configuration in 2d "$selected"; do
+    step "predict_$configuration" "nnUNetv2_predict with $configuration" \
+        nnUNetv2_predict -i "$here/unseen/images" -o "$here/predictions/$configuration" -d "$number" \
+        -c "$configuration" -f 0 -tr nnUNetTrainerQuickstart -device "$device" -npp 0 -nps 0 --disable_tta
+    step "evaluate_$configuration" "nnUNetv2_evaluate_folder of $configuration" evaluate "$configuration"
+done
+step info "nnunet_nas info" to "$here/info.json" nas info -d "$number" -c 2d "$selected" --json
+
+echo
+to "$here/table.txt" "$python" "$helpers/table.py" "$here" "$nnUNet_results/$dataset" 2d "$selected"
+cat "$here/table.txt"
+cat <<NOTE
+
+This was a demonstration: so few iterations say that the commands work, not which width is better. nnU-Net's final
+validation was left out. For a result, train with nnU-Net's own trainer (1000 epochs):
+  export nnUNet_raw=$nnUNet_raw nnUNet_preprocessed=$nnUNet_preprocessed nnUNet_results=$nnUNet_results
+  nnUNetv2_train $number $selected 0
+Total: $SECONDS s. Everything is in $work.
+NOTE

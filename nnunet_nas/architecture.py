@@ -1,0 +1,152 @@
+"""The network of a plans configuration, built exactly as nnU-Net builds it.
+
+nnU-Net's own `get_network_from_plans` does the work. Around it: seeding as the searches need it, networks without
+weights for counting, and one-line errors for plans that nnU-Net would answer with a traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import pydoc
+import random
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnunet_nas.errors import DataProblem
+from nnunet_nas.plans import resolve_configuration
+
+# What nnU-Net and the networks that plans can name raise for arguments that do not fit, or classes that do not import.
+NETWORK_ERRORS = (
+    AssertionError,
+    AttributeError,
+    ImportError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pydoc.ErrorDuringImport,
+)
+_ARCHITECTURE_KEYS = ("network_class_name", "arch_kwargs", "_kw_requires_import")
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """Everything that nnU-Net needs to build a configuration's network.
+
+    Attributes:
+        architecture: `{network_class_name, arch_kwargs, _kw_requires_import}` as in the plans.
+        input_channels: image channels, and the previous stage's labels in a cascade.
+        output_channels: segmentation heads: labels with background, or regions.
+        patch_size: voxels, (y, x) or (z, y, x).
+        batch_size: samples per training step, as planned.
+    """
+
+    architecture: dict[str, Any]
+    input_channels: int
+    output_channels: int
+    patch_size: tuple[int, ...]
+    batch_size: int
+
+    def with_features(self, features_per_stage: list[int]) -> NetworkSpec:
+        """The same network with other channel widths."""
+        architecture = copy.deepcopy(self.architecture)
+        architecture["arch_kwargs"]["features_per_stage"] = features_per_stage
+        return NetworkSpec(
+            architecture, self.input_channels, self.output_channels, self.patch_size, self.batch_size
+        )  # fmt: skip
+
+
+def network_spec(plans: dict[str, Any], name: str, dataset_json: dict[str, Any]) -> NetworkSpec:
+    """What nnU-Net would build for configuration `name`.
+
+    Args:
+        plans: content of the plans file.
+        name: the configuration.
+        dataset_json: content of the data set's `dataset.json`, for channels and labels.
+
+    Raises:
+        DataProblem: unknown configuration, or one without a network (old plans that nnU-Net cannot convert).
+    """
+    configuration = resolve_configuration(plans, name)
+    try:
+        plans_manager = PlansManager(copy.deepcopy(plans))
+        with _without_chatter():
+            manager = ConfigurationManager(configuration)
+            heads = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
+        inputs = determine_num_input_channels(plans_manager, manager, dataset_json)
+        architecture = manager.configuration["architecture"]
+        return NetworkSpec(
+            architecture={key: copy.deepcopy(architecture[key]) for key in _ARCHITECTURE_KEYS},
+            input_channels=int(inputs),
+            output_channels=int(heads),
+            patch_size=tuple(int(size) for size in manager.patch_size),
+            batch_size=int(manager.batch_size),
+        )
+    except NETWORK_ERRORS as error:
+        raise DataProblem(
+            f"configuration {name} has no network that nnU-Net could build ({one_line(error)}): "
+            f"plan the data set again with nnUNetv2_plan_experiment, or correct dataset.json"
+        ) from error
+
+
+def build_network(spec: NetworkSpec, *, seed: int | None = None, deep_supervision: bool = False) -> nn.Module:
+    """The network with nnU-Net's own initialisation, float32, on the CPU.
+
+    Args:
+        spec: what to build.
+        seed: Python, NumPy and torch are seeded with it first; None leaves the random states alone.
+        deep_supervision: whether `forward` returns a list of logits.
+
+    Raises:
+        DataProblem: nnU-Net cannot build it (for instance norm groups that do not divide a narrow width).
+    """
+    if seed is not None:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+    try:
+        with _without_chatter():
+            return get_network_from_plans(
+                *(spec.architecture[key] for key in _ARCHITECTURE_KEYS),
+                spec.input_channels,
+                spec.output_channels,
+                allow_init=True,
+                deep_supervision=deep_supervision,
+            )
+    except NETWORK_ERRORS as error:
+        features = spec.architecture["arch_kwargs"].get("features_per_stage")
+        raise DataProblem(
+            f"nnU-Net cannot build {spec.architecture['network_class_name']} with features_per_stage={features}: "
+            f"{one_line(error)}"
+        ) from error
+
+
+def one_line(error: Exception) -> str:
+    """Kind and text of a foreign exception, for a message of ours."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+@contextlib.contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Drops what nnU-Net says about old plans and moved classes: it copes, and would say so for each width."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def build_without_weights(spec: NetworkSpec) -> nn.Module:
+    """The network on torch's `meta` device: shapes only, no memory and no time, for counting."""
+    with torch.device("meta"):
+        return build_network(spec)

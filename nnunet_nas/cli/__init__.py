@@ -1,0 +1,1 @@
+"""The command line: one module per command, each with `SUMMARY`, `add_arguments(parser)` and `run(args)`."""

@@ -1,0 +1,66 @@
+"""What several commands share: nnU-Net's usual options, tables, and keeping standard output for data."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from nnunet_nas.errors import EnvironmentProblem
+
+if TYPE_CHECKING:
+    import torch
+
+
+def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
+    """`-d` and `-p`, spelt as nnU-Net spells them."""
+    parser.add_argument("-d", required=True, metavar="DATASET", help="data set: number or name")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: %(default)s)")
+
+
+@contextlib.contextmanager
+def quiet_output() -> Iterator[None]:
+    """Sends what nnU-Net prints to standard error: standard output is for data only."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A table with a header line; the first `left` columns are left-aligned (words), the others right (numbers)."""
+    cells = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    lines = []
+    for row in cells:
+        words = [cell.ljust(width) for cell, width in zip(row[:left], widths[:left], strict=True)]
+        numbers = [cell.rjust(width) for cell, width in zip(row[left:], widths[left:], strict=True)]
+        lines.append("  ".join([*words, *numbers]).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def train_and_predict_commands(dataset: str, configuration: str, plans: str, trainer: str | None = None) -> list[str]:
+    """The two nnU-Net calls that train a configuration on fold 0 and predict with it."""
+    options = ("" if plans == "nnUNetPlans" else f" -p {plans}") + ("" if trainer is None else f" -tr {trainer}")
+    return [
+        f"nnUNetv2_train {dataset} {configuration} 0{options}",
+        f"nnUNetv2_predict -i INPUT_FOLDER -o OUTPUT_FOLDER -d {dataset} -c {configuration} -f 0{options}",
+    ]
+
+
+def select_device(name: str) -> torch.device:
+    """The torch device behind `-device`; which GPU is chosen by CUDA_VISIBLE_DEVICES, as in nnU-Net.
+
+    Raises:
+        EnvironmentProblem: this machine has no such device.
+    """
+    import torch
+
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available[name]:
+        raise EnvironmentProblem(
+            f"-device {name}: torch {torch.__version__} sees no such device here; use -device cpu, or ask "
+            f"nnunet_nas doctor why"
+        )
+    return torch.device(name)

@@ -1,0 +1,105 @@
+"""Show what the configurations of a data set cost: parameters, MACs, activation memory, checkpoint size.
+
+MACs are multiply-accumulates of one forward pass on one patch, FLOPs are twice that. Memory is of activations for one
+patch in float32: alive at once in inference, kept for the backward pass in training. Nothing is trained or measured;
+everything is counted from the network that nnU-Net would build.
+
+examples:
+  nnunet_nas info -d 4
+  nnunet_nas info -d 4 -c 2d 2d_xtiny8 --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnunet_nas.cli.common import add_dataset_arguments, format_table, quiet_output
+from nnunet_nas.environment import find_preprocessed_dataset
+from nnunet_nas.errors import DataProblem
+from nnunet_nas.files import read_json
+from nnunet_nas.plans import plans_path, read_plans, resolve_configuration, staleness
+
+if TYPE_CHECKING:
+    from nnunet_nas.complexity import Complexity
+
+SUMMARY = "parameters, MACs and memory of configurations"
+_HEADER = (
+    "configuration",
+    "patch size",
+    "parameters",
+    "MACs",
+    "FLOPs",
+    "inference MiB",
+    "training MiB",
+    "checkpoint MiB",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options, in nnU-Net's spelling."""
+    add_dataset_arguments(parser)
+    parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", help="configurations (default: all of the plans)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Counts and prints."""
+    dataset = find_preprocessed_dataset(args.d)
+    plans = read_plans(plans_path(dataset, args.p))
+    names = args.c or list(plans["configurations"])
+    for name in names:
+        resolve_configuration(plans, name)
+    with quiet_output():
+        rows, problems = _count(plans, names, dataset, every_one_asked_for=args.c is not None)
+    if args.json:
+        print(json.dumps({"dataset": dataset.name, "plans": args.p, "configurations": rows}, indent=4))
+    else:
+        print(format_table(_HEADER, [_cells(row) for row in rows]))
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 0
+
+
+def _count(
+    plans: dict[str, Any], names: list[str], dataset: Path, *, every_one_asked_for: bool
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Costs of each configuration; one that cannot be built is an error only if it was asked for by name."""
+    from nnunet_nas.architecture import network_spec
+    from nnunet_nas.complexity import complexity_of
+
+    dataset_json = read_json(dataset / "dataset.json", "run nnUNetv2_plan_and_preprocess for this data set again")
+    rows, problems = [], []
+    for name in names:
+        try:
+            spec = network_spec(plans, name, dataset_json)
+            rows.append(_row(name, spec.patch_size, complexity_of(spec)))
+        except DataProblem as error:
+            if every_one_asked_for:
+                raise
+            problems.append(f"{name} is left out: {error}")
+            continue
+        stale = staleness(plans, name)
+        if stale:
+            problems.append(f"{name} is stale: {stale}")
+    return rows, problems
+
+
+def _row(name: str, patch_size: tuple[int, ...], cost: Complexity) -> dict[str, Any]:
+    return {"configuration": name, "patch_size": list(patch_size), **cost.to_json()}
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        row["configuration"],
+        "x".join(str(size) for size in row["patch_size"]),
+        f"{row['parameters']:,}",
+        f"{row['macs'] / 1e9:.3f} G",
+        f"{row['flops'] / 1e9:.3f} G",
+        f"{row['inference_mib']:.1f}",
+        f"{row['training_mib']:.1f}",
+        f"{row['checkpoint_mib']:.2f}",
+    ]

@@ -1,0 +1,198 @@
+"""Lists preprocessed data sets, their plans files and configurations.
+
+Without -d, one line per configuration: the configuration that it was derived from, the search method that made it, and
+whether it still fits its base. With -d, one data set with patch size, batch size, features per stage and whether its
+images are preprocessed. A broken plans file is named in the list; with -d it is an error (exit code 4).
+
+examples:
+  nnunet_nas ls
+  nnunet_nas ls -d 4
+  nnunet_nas ls -d Dataset004_Hippocampus --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from nnunet_nas.cli.common import format_table, train_and_predict_commands
+from nnunet_nas.environment import (
+    dataset_names,
+    dataset_number,
+    find_preprocessed_dataset,
+    folder_from_environment,
+)
+from nnunet_nas.errors import DataProblem, NasError
+from nnunet_nas.files import read_json
+from nnunet_nas.plans import read_plans, resolve_configuration, staleness
+
+SUMMARY = "list preprocessed data sets, plans and configurations"
+
+# What nnU-Net keeps beside the plans; the fingerprint can be large and is not worth parsing to find that out.
+_NOT_PLANS = ("dataset.json", "dataset_fingerprint.json", "splits_final.json")
+_HEADER = ("data set", "plans", "configuration", "base", "method", "state")
+_DETAILED_HEADER = (*_HEADER, "preprocessed", "patch size", "batch size", "features per stage")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `ls`."""
+    parser.add_argument("-d", metavar="DATASET", help="show one data set, by number or name, in detail")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the list; with -d raises the first problem that a plans file of the data set has."""
+    if args.d is None:
+        root = folder_from_environment("nnUNet_preprocessed")
+        folders = [root / name for name in dataset_names(root)]
+    else:
+        folders = [find_preprocessed_dataset(args.d)]
+    datasets = [describe_dataset(folder) for folder in folders]
+    if args.json:
+        print(json.dumps({"datasets": datasets}, indent=4))
+    elif datasets:
+        header = _HEADER if args.d is None else _DETAILED_HEADER
+        rows = [row[: len(header)] for dataset in datasets for row in _rows(dataset)]
+        print(format_table(header, rows, left=len(header)))
+    problems = _problems(datasets)
+    if args.d is not None and problems:
+        raise DataProblem(problems[0])
+    if not args.json:
+        for problem in problems:
+            print(f"problem: {problem}", file=sys.stderr)
+        for stale in _stale(datasets):
+            print(f"stale: {stale}", file=sys.stderr)
+        print(f"next: {_next_command(datasets, in_detail=args.d is not None)}", file=sys.stderr)
+    return 0
+
+
+def describe_dataset(folder: Path) -> dict[str, Any]:
+    """One preprocessed data set as plain JSON: its plans files, each with its configurations or its problem."""
+    paths = sorted(path for path in folder.glob("*.json") if path.name not in _NOT_PLANS)
+    described = [_describe_plans(path) for path in paths]
+    return {
+        "name": folder.name,
+        "number": dataset_number(folder.name),
+        "folder": str(folder),
+        "plans": [plans for plans in described if plans is not None],
+    }
+
+
+def _describe_plans(path: Path) -> dict[str, Any] | None:
+    """A plans file, or None if it is JSON of another kind. What cannot be parsed may have been plans: it is shown."""
+    description: dict[str, Any] = {"name": path.stem, "file": str(path), "problem": None, "configurations": []}
+    try:
+        content = read_json(path, "restore it, or plan again with nnUNetv2_plan_experiment")
+        if not isinstance(content, dict) or "configurations" not in content:
+            return None
+        plans = read_plans(path)
+    except NasError as error:
+        return {**description, "problem": str(error)}
+    names = list(plans["configurations"])
+    return {**description, "configurations": [_describe_configuration(plans, name, path) for name in names]}
+
+
+def _describe_configuration(plans: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+    description: dict[str, Any] = {
+        "name": name,
+        "base": None,
+        "method": None,
+        "stale": None,
+        "problem": None,
+        "preprocessed": None,
+        "patch_size": None,
+        "batch_size": None,
+        "features_per_stage": None,
+    }
+    try:
+        own = plans["configurations"][name]
+        description["base"] = own.get("inherits_from")
+        description["method"] = own.get("nas", {}).get("method")
+        description["stale"] = staleness(plans, name)
+        configuration = resolve_configuration(plans, name)
+        description["preprocessed"] = (path.parent / configuration["data_identifier"]).is_dir()
+        description["patch_size"] = configuration["patch_size"]
+        description["batch_size"] = configuration["batch_size"]
+        # A network without this keyword is fine for nnU-Net, so it is no problem here.
+        description["features_per_stage"] = configuration["architecture"]["arch_kwargs"].get("features_per_stage")
+    except NasError as error:
+        description["problem"] = f"{path}: {error}"
+    except (KeyError, TypeError, AttributeError) as error:
+        detail = f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)
+        description["problem"] = f"{path}: configuration {name} is not one of nnU-Net v2 ({detail}): plan again"
+    return description
+
+
+def _rows(dataset: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for plans in dataset["plans"]:
+        if plans["problem"] is not None:
+            rows.append([dataset["name"], plans["name"], "-", "-", "-", "broken", *["-"] * 4])
+        for configuration in plans["configurations"]:
+            rows.append([dataset["name"], plans["name"], *_cells(configuration)])
+    return rows or [[dataset["name"], "none", *["-"] * 8]]
+
+
+def _cells(configuration: dict[str, Any]) -> list[str]:
+    preprocessed = {True: "yes", False: "no", None: "-"}[configuration["preprocessed"]]
+    batch_size = configuration["batch_size"]
+    return [
+        configuration["name"],
+        configuration["base"] or "-",
+        configuration["method"] or "-",
+        _state(configuration),
+        preprocessed,
+        _series(configuration["patch_size"], "x"),
+        "-" if batch_size is None else str(batch_size),
+        _series(configuration["features_per_stage"], " "),
+    ]
+
+
+def _state(configuration: dict[str, Any]) -> str:
+    if configuration["problem"] is not None:
+        return "broken"
+    return "ok" if configuration["stale"] is None else "stale"
+
+
+def _series(value: Any, separator: str) -> str:
+    if value is None:
+        return "-"
+    return separator.join(str(item) for item in value) if isinstance(value, list) else str(value)
+
+
+def _problems(datasets: list[dict[str, Any]]) -> list[str]:
+    plans = [plans for dataset in datasets for plans in dataset["plans"]]
+    broken_files = [item["problem"] for item in plans]
+    broken_configurations = [item["problem"] for entry in plans for item in entry["configurations"]]
+    return [problem for problem in [*broken_files, *broken_configurations] if problem is not None]
+
+
+def _stale(datasets: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"{plans['file']}: {item['name']}: {item['stale']}; do not train it, run its search again"
+        for dataset in datasets
+        for plans in dataset["plans"]
+        for item in plans["configurations"]
+        if item["stale"] is not None
+    ]
+
+
+def _next_command(datasets: list[dict[str, Any]], *, in_detail: bool) -> str:
+    """What a user who has seen the list does next: look closer, search, or train what was found."""
+    if not datasets:
+        return "nnUNetv2_plan_and_preprocess -d DATASET"
+    number = datasets[0]["number"]
+    if not in_detail:
+        return f"nnunet_nas ls -d {number}"
+    configurations = [(plans["name"], item) for plans in datasets[0]["plans"] for item in plans["configurations"]]
+    derived = [(plans, item) for plans, item in configurations if item["method"] and item["stale"] is None]
+    if derived:
+        plans, item = derived[-1]
+        return train_and_predict_commands(str(number), item["name"], plans)[0]
+    if not configurations:
+        return f"nnUNetv2_plan_and_preprocess -d {number}"
+    plans, item = configurations[0]
+    return f"nnunet_nas select_tiny -d {number} -c {item['name']}" + ("" if plans == "nnUNetPlans" else f" -p {plans}")

@@ -1,0 +1,186 @@
+"""Find the smallest channel width that still works, without training and without labels (XTinyU-Net).
+
+Scores ever narrower versions of a configuration on a few preprocessed training images, selects one, and adds the
+candidates to the plans as configurations that nnUNetv2_train takes like any other. Writes scores.csv, selection.json
+and sensitivity.png beside the plans. An interrupted run goes on where it was; a finished one answers at once.
+
+examples:
+  nnunet_nas select_tiny -d 4 -c 2d
+  nnunet_nas select_tiny -d 4 -c 3d_fullres -n 16 -seed 0 1 2 3 4 5 6 7 8 9 -rule spread
+  nnunet_nas select_tiny -d 4 -max_params 100000 --dry_run
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from nnunet_nas.cli.common import (
+    add_dataset_arguments,
+    format_table,
+    quiet_output,
+    select_device,
+    train_and_predict_commands,
+)
+from nnunet_nas.environment import dataset_number, find_preprocessed_dataset
+
+if TYPE_CHECKING:
+    from nnunet_nas.xtiny.job import TinyJob, TinySettings
+    from nnunet_nas.xtiny.report import Report
+
+SUMMARY = "find the smallest channel width that still works (XTinyU-Net)"
+# Named here too, because importing the modules that define them would import torch.
+METRICS = ("jacobian", "naswot", "swap", "az_nas", "synflow")
+RULES = ("paper", "spread")
+_BUDGETS = {"max_params": "parameters", "max_macs": "macs", "max_memory_mib": "inference_mib"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options, in nnU-Net's spelling."""
+    add_dataset_arguments(parser)
+    parser.add_argument("-c", default="2d", metavar="CONFIGURATION", help="base configuration (default: %(default)s)")
+    images = parser.add_mutually_exclusive_group()
+    images.add_argument("-n", type=_number_of_images, metavar="N|all", help="images to score (default: up to 64)")
+    images.add_argument("-cases", nargs="+", default=(), metavar="CASE", help="score exactly these training cases")
+    parser.add_argument("-seed", nargs="+", type=_seed, default=[369], metavar="SEED", help="seeds (default: 369)")
+    parser.add_argument("-metric", choices=METRICS, default="jacobian", help="score at initialisation (%(default)s)")
+    parser.add_argument(
+        "-rule",
+        choices=RULES,
+        default="paper",
+        help="paper: where the mean curve starts to vary; spread (5 seeds or more): the narrowest width whose score "
+        "does not hinge on the random weights (default: %(default)s)",
+    )
+    parser.add_argument("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="default: %(default)s")
+    parser.add_argument("-batch_size", type=_positive, metavar="B", help="images scored at once (default: by memory)")
+    parser.add_argument("-max_params", "--max_params", type=_positive, metavar="N", help="budget: parameters")
+    parser.add_argument("-max_macs", "--max_macs", type=_positive, metavar="N", help="budget: MACs of one patch")
+    parser.add_argument(
+        "-max_memory_mib", "--max_memory_mib", type=_positive, metavar="MIB", help="budget: activations in inference"
+    )
+    parser.add_argument("-o", metavar="PLANS", help="write a separate plans file of this identifier")
+    parser.add_argument("--json", action="store_true", help="print the content of selection.json")
+    parser.add_argument("--dry_run", action="store_true", help="score and select, write nothing")
+    parser.add_argument("--overwrite", action="store_true", help="replace configurations of the same names")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Scores, selects, writes, prints."""
+    started = time.perf_counter()
+    dataset = find_preprocessed_dataset(args.d)
+    with quiet_output():
+        from nnunet_nas.xtiny.job import TinyJob
+
+        job = TinyJob(dataset, _settings(args), select_device(args.device))
+        with job.alone():
+            report = _score(job)
+            written = [] if args.dry_run else job.write(report)
+    selected = report.configuration(report.decision.position)
+    commands = train_and_predict_commands(str(dataset_number(dataset.name)), selected, args.o or args.p)
+    if args.json:
+        print(json.dumps({**report.to_json(), "written": written, "next_commands": commands}, indent=4))
+        return 0
+    _print_report(report, seconds=time.perf_counter() - started)
+    if args.dry_run:
+        print("\nNothing was written (dry run). Without --dry_run, the next commands would be:")
+    else:
+        print(f"{_written_sentence(written)} Details: {job.output_folder}\n\nNext:")
+    print("\n".join(f"  {command}" for command in commands))
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> TinySettings:
+    from nnunet_nas.xtiny.job import TinySettings
+
+    return TinySettings(
+        configuration=args.c,
+        plans=args.p,
+        images=args.n,
+        cases=tuple(args.cases),
+        seeds=tuple(args.seed),
+        metric=args.metric,
+        rule=args.rule,
+        budgets={cost: getattr(args, option) for option, cost in _BUDGETS.items() if getattr(args, option)},
+        batch_size=args.batch_size,
+        output=args.o,
+        overwrite=args.overwrite,
+        dry_run=args.dry_run,
+    )
+
+
+def _score(job: TinyJob) -> Report:
+    with _progress_bar(job.steps()) as progress:
+        try:
+            return job.run(progress)
+        except KeyboardInterrupt:
+            kept = "scores so far are kept, the same command goes on from there"
+            raise KeyboardInterrupt("nothing was kept (dry run)" if job.settings.dry_run else kept) from None
+
+
+@contextlib.contextmanager
+def _progress_bar(total: int) -> Iterator[Callable[[int], object]]:
+    """A bar over (candidate, image) with the time left, on standard error and on a terminal only."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit="score", file=sys.stderr, disable=not sys.stderr.isatty(), leave=False) as bar:
+        yield bar.update
+
+
+def _print_report(report: Report, *, seconds: float) -> None:
+    from nnunet_nas.xtiny.decision import explain
+
+    name = "sensitivity" if report.metric == "jacobian" else report.metric
+    header = ["configuration", "cap", "parameters", "MACs", "memory MiB", name, "difference", ""]
+    rows = []
+    for position, difference in enumerate(report.differences()):
+        cost = report.complexity[position]
+        rows.append(
+            [
+                report.configuration(position),
+                str(report.caps[position]),
+                f"{cost.parameters:,}",
+                f"{cost.macs / 1e9:.3f} G",
+                f"{cost.inference_mib:.1f}",
+                f"{report.curves[:, position].mean():.5g}",
+                "" if difference is None else f"{difference:.3f}",
+                "<- selected" if position == report.decision.position else "",
+            ]
+        )
+    print(format_table(header, rows))
+    print()
+    for line in explain(report.decision, report.caps):
+        print(line)
+    print(f"{len(report.inputs['cases'])} images, {len(report.seeds)} seed(s), {seconds:.1f} s.")
+
+
+def _written_sentence(written: Sequence[str]) -> str:
+    return f"Added {', '.join(written)} to the plans." if written else "The plans had these configurations already."
+
+
+def _number_of_images(text: str) -> int | str:
+    return "all" if text == "all" else _positive(text)
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def _seed(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not a seed: a whole number from 0 to {2**32 - 1}")
+    return value

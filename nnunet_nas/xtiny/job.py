@@ -1,0 +1,295 @@
+"""One selection from start to end: check everything, score what is not known, decide, write.
+
+Everything that can be refused is refused by `TinyJob`'s constructor, so that no scoring ends at a closed door.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nnunet_nas.architecture import network_spec
+from nnunet_nas.complexity import complexity_of
+from nnunet_nas.data import PatchSource, draw_cases, list_cases
+from nnunet_nas.errors import DataProblem, UsageError
+from nnunet_nas.files import locked, read_json, require_writable
+from nnunet_nas.plans import (
+    DerivedConfiguration,
+    add_configurations,
+    check_configurations,
+    configuration_digest,
+    package_versions,
+    plans_path,
+    provenance,
+    read_plans,
+    resolve_configuration,
+    staleness,
+)
+from nnunet_nas.xtiny.decision import decide
+from nnunet_nas.xtiny.proxies import PROXIES
+from nnunet_nas.xtiny.report import Report, write_report
+from nnunet_nas.xtiny.scoring import Scorer, candidates_of
+from nnunet_nas.xtiny.selection import MIN_CANDIDATES, MIN_SPREAD_SEEDS, within_budget
+from nnunet_nas.xtiny.store import ScoreStore
+from nnunet_nas.xtiny.widths import candidate_name
+
+DEFAULT_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class TinySettings:
+    """What is to be selected, and how.
+
+    Attributes:
+        configuration: the base, for example `2d`.
+        plans: plans identifier.
+        images: how many training images to draw; None for up to 64, `all` for all.
+        cases: exactly these training cases instead.
+        seeds: of the weights; the first one also draws the images.
+        metric: a key of `PROXIES`.
+        rule: `paper` or `spread`.
+        budgets: upper limits by name of a cost (`parameters`, `macs`, `inference_mib`).
+        batch_size: images scored at once; None chooses by memory.
+        output: identifier of a separate plans file.
+        overwrite: replace configurations of the same names.
+        dry_run: write nothing.
+    """
+
+    configuration: str = "2d"
+    plans: str = "nnUNetPlans"
+    images: int | str | None = None
+    cases: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (369,)
+    metric: str = "jacobian"
+    rule: str = "paper"
+    budgets: dict[str, float] = field(default_factory=dict)
+    batch_size: int | None = None
+    output: str | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+
+
+class TinyJob:
+    """One selection on one data set.
+
+    Attributes:
+        output_folder: where reports and scores lie, beside the plans.
+    """
+
+    def __init__(self, dataset: Path, settings: TinySettings, device: torch.device) -> None:
+        """Reads and checks everything.
+
+        Args:
+            dataset: preprocessed folder of the data set.
+            settings: what to do.
+            device: where to score.
+
+        Raises:
+            NasError: anything that would make the job fail later.
+        """
+        self.dataset = dataset
+        self.settings = settings
+        self.device = device
+        self.plans_file = plans_path(dataset, settings.plans)
+        self.plans = read_plans(self.plans_file)
+        self.configuration = resolve_configuration(self.plans, settings.configuration)
+        self.digest = configuration_digest(self.plans, settings.configuration)
+        self._require_fresh_single_stage()
+        dataset_json = read_json(dataset / "dataset.json", "run nnUNetv2_plan_and_preprocess for this data set again")
+        self.base = network_spec(self.plans, settings.configuration, dataset_json)
+        self.candidates = candidates_of(self.base, settings.configuration)
+        self._require_enough_candidates()
+        self._require_sound_seeds()
+        self.source = PatchSource(self._data_folder, self._cases(), self.base.patch_size)
+        suffix = "" if settings.metric == "jacobian" else f"__{settings.metric}"
+        name = f"{settings.output or settings.plans}__{settings.configuration}{suffix}"
+        self.output_folder = dataset / "nas_xtiny" / name
+        if not settings.dry_run:
+            self._require_open_door()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps a second scoring of the same configuration out: it would do the same work twice.
+
+        Raises:
+            EnvironmentProblem: another process is at it.
+        """
+        if self.settings.dry_run:
+            yield
+            return
+        busy = (
+            f"another select_tiny is scoring {self.settings.configuration} of {self.dataset.name}: wait for it and "
+            f"run this again, its scores will be used"
+        )
+        with locked(self.output_folder, timeout=0, busy=busy):
+            yield
+
+    def steps(self) -> int:
+        """How many steps `run` will report in total."""
+        return self._scorer(lambda steps: None).steps(self.candidates, self.settings.seeds)
+
+    def run(self, progress: Callable[[int], object] = lambda steps: None) -> Report:
+        """Scores what is not known yet and decides; writes nothing but scores.
+
+        Args:
+            progress: called with the number of steps done.
+        """
+        complexity = [complexity_of(candidate.spec) for candidate in self.candidates]
+        costs = [cost.to_json() for cost in complexity]
+        # A budget that not even the narrowest width satisfies is refused before scoring.
+        within_budget(len(costs) - 1, costs, self.settings.budgets)
+        curves: np.ndarray = self._scorer(progress).curves(self.candidates, self.settings.seeds)
+        decision = decide(
+            curves,
+            [candidate.features for candidate in self.candidates],
+            costs,
+            rule=self.settings.rule,
+            budgets=self.settings.budgets,
+        )
+        settings = {"seeds": list(self.settings.seeds), "rule": self.settings.rule, "budgets": self.settings.budgets}
+        return Report(
+            inputs={**self._key(), **settings},
+            base=self.settings.configuration,
+            candidates=self.candidates,
+            complexity=complexity,
+            seeds=self.settings.seeds,
+            curves=curves,
+            decision=decision,
+            metric=self.settings.metric,
+        )
+
+    def write(self, report: Report) -> list[str]:
+        """Adds the configurations, then writes the reports.
+
+        Returns:
+            names of the configurations that were not there yet.
+        """
+        selected = report.caps[report.decision.position]
+        written = add_configurations(self.plans_file, self._derived(selected), **self._plans_options())
+        write_report(report, self.output_folder)
+        return written
+
+    @property
+    def _data_folder(self) -> Path:
+        identifier = self.configuration.get("data_identifier")
+        if not isinstance(identifier, str):
+            raise DataProblem(
+                f"configuration {self.settings.configuration} has no data_identifier: plan the data set again with "
+                f"nnUNetv2_plan_experiment"
+            )
+        return self.dataset / identifier
+
+    def _scorer(self, progress: Callable[[int], object]) -> Scorer:
+        return Scorer(
+            proxy=PROXIES[self.settings.metric],
+            source=self.source,
+            store=ScoreStore(self.output_folder, self._key(), read_only=self.settings.dry_run),
+            device=self.device,
+            batch_size=self.settings.batch_size,
+            progress=progress,
+        )
+
+    def _cases(self) -> list[str]:
+        known = list_cases(self._data_folder)
+        if self.settings.cases:
+            if len(set(self.settings.cases)) != len(self.settings.cases):
+                raise UsageError("-cases names a case twice")
+            return list(self.settings.cases)
+        number = self.settings.images
+        if number is None:
+            number = min(DEFAULT_IMAGES, len(known))
+        return draw_cases(known, None if isinstance(number, str) else number, self.settings.seeds[0])
+
+    def _key(self) -> dict[str, Any]:
+        """Everything that a score depends on besides seed and width."""
+        return {
+            "dataset": self.dataset.name,
+            "plans": self.settings.plans,
+            "configuration": self.settings.configuration,
+            "base_digest": self.digest,
+            "data_identifier": self.configuration["data_identifier"],
+            "data_fingerprint": _fingerprint(self.dataset),
+            "cases": self.source.cases,
+            "metric": self.settings.metric,
+            "device": self.device.type,
+            "batch_size": self.settings.batch_size,
+            "versions": package_versions(),
+        }
+
+    def _derived(self, selected_cap: int | None) -> list[DerivedConfiguration]:
+        """All candidates but the widest, which is the base itself."""
+        base = self.settings.configuration
+        common = {
+            "metric": self.settings.metric,
+            "rule": self.settings.rule,
+            "images": len(self.source.cases),
+            "selected_cap": selected_cap,
+        }
+        return [
+            DerivedConfiguration(
+                name=candidate_name(base, candidate.cap),
+                base=base,
+                changes={"architecture": candidate.spec.architecture},
+                provenance=provenance(
+                    method="xtiny",
+                    base_digest=self.digest,
+                    settings={"cap": candidate.cap, **common},
+                    seeds=self.settings.seeds,
+                ),
+            )
+            for candidate in self.candidates[1:]
+        ]
+
+    def _plans_options(self) -> dict[str, Any]:
+        return {
+            "base_digests": {self.settings.configuration: self.digest},
+            "output": self.settings.output,
+            "overwrite": self.settings.overwrite,
+        }
+
+    def _require_fresh_single_stage(self) -> None:
+        name = self.settings.configuration
+        stale = staleness(self.plans, name)
+        if stale:
+            raise DataProblem(f"configuration {name} is stale, {stale}: derive it again first")
+        if self.configuration.get("previous_stage"):
+            raise DataProblem(
+                f"{name} is a cascade's second stage and takes another network's predictions as input, which "
+                f"unlabelled images do not have: choose its single-stage base, for example -c 3d_fullres"
+            )
+
+    def _require_enough_candidates(self) -> None:
+        if len(self.candidates) < MIN_CANDIDATES:
+            raise DataProblem(
+                f"{self.settings.configuration} is at most {self.candidates[0].cap} channels wide, which gives "
+                f"{len(self.candidates)} candidates, and the rule needs {MIN_CANDIDATES}: train it as it is"
+            )
+
+    def _require_sound_seeds(self) -> None:
+        seeds = self.settings.seeds
+        if len(set(seeds)) != len(seeds):
+            raise UsageError("-seed names a seed twice")
+        if self.settings.rule == "spread" and len(seeds) < MIN_SPREAD_SEEDS:
+            raise UsageError(f"-rule spread needs at least {MIN_SPREAD_SEEDS} seeds: -seed 0 1 2 3 4 5 6 7 8 9")
+
+    def _require_open_door(self) -> None:
+        require_writable(self.dataset)
+        check_configurations(self.plans_file, self._derived(None), **self._plans_options())
+        self.output_folder.mkdir(parents=True, exist_ok=True)
+        require_writable(self.output_folder)
+
+
+def _fingerprint(dataset: Path) -> str:
+    """A digest of nnU-Net's own description of the data: replaced images give other scores."""
+    digest = hashlib.sha256()
+    for name in ("dataset.json", "dataset_fingerprint.json"):
+        path = dataset / name
+        digest.update(path.read_bytes() if path.exists() else b"")
+    return digest.hexdigest()[:16]

@@ -1,0 +1,62 @@
+"""Runs nnU-Net's and our commands as a user does: in a subprocess, from the environment that the tests run in."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAMS = Path(sys.executable).parent
+
+
+def environment(root):
+    """nnU-Net's folders below `root`, no external trainers, few processes."""
+    variables = {key: value for key, value in os.environ.items() if key != "nnUNet_extTrainer"}
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (root / name).mkdir(exist_ok=True)
+        variables[name] = str(root / name)
+    return {**variables, "nnUNet_def_n_proc": "2", "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}"}
+
+
+def run(root, *command, code=0):
+    """Runs a command to its end and returns what it printed.
+
+    Args:
+        root: folder of nnU-Net's three folders.
+        command: program and arguments.
+        code: the exit code that it must have.
+    """
+    done = subprocess.run(
+        [str(part) for part in command],
+        env=environment(root),
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
+    )
+    assert done.returncode == code, (
+        f"{command} ended with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
+    )
+    return done
+
+
+def start(root, *command):
+    """Starts a command in a process group of its own and does not wait for it."""
+    return subprocess.Popen(
+        [str(part) for part in command],
+        env=environment(root),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def without_us(entry_point):
+    """A Python call of one of nnU-Net's entry points in which `nnunet_nas` cannot be imported."""
+    module, function = entry_point.split(":")
+    return (
+        sys.executable,
+        "-c",
+        f"import sys; sys.modules['nnunet_nas'] = None\nif __name__ == '__main__':\n"
+        f"    from {module} import {function}\n    {function}()",
+    )

@@ -1,0 +1,129 @@
+"""One contract for every network that plans can name: what nnU-Net does to a network must work on it."""
+
+import io
+
+import pytest
+import torch
+
+from nnunet_nas.architecture import NetworkSpec, build_network
+from nnunet_nas.xtiny.widths import capped_features
+
+# Geometry as nnU-Net plans it: spatial shape, kernels and strides per stage.
+GEOMETRY = {
+    "2d": ((32, 24), [[3, 3]] * 4, [[1, 1], [2, 2], [2, 2], [2, 2]]),
+    "3d": ((16, 16, 16), [[3, 3, 3]] * 4, [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]),
+    "anisotropic": (
+        (6, 32, 32),
+        [[1, 3, 3], [1, 3, 3], [3, 3, 3], [3, 3, 3]],
+        [[1, 1, 1], [1, 2, 2], [1, 2, 2], [2, 2, 2]],
+    ),
+}
+STAGES = 4
+
+
+def spec(network, geometry, cap):
+    """A plans architecture, narrowed to `cap`."""
+    patch, kernels, strides = GEOMETRY[geometry]
+    dim = len(patch)
+    kwargs = {
+        "n_stages": STAGES,
+        "features_per_stage": capped_features([32, 64, 128, 128], cap),
+        "conv_op": f"torch.nn.modules.conv.Conv{dim}d",
+        "kernel_sizes": kernels,
+        "strides": strides,
+        "n_conv_per_stage_decoder": [1] * (STAGES - 1),
+        "conv_bias": True,
+        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dim}d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    kwargs["n_conv_per_stage" if network == "PlainConvUNet" else "n_blocks_per_stage"] = [1] * STAGES
+    return NetworkSpec(
+        architecture={
+            "network_class_name": f"dynamic_network_architectures.architectures.unet.{network}",
+            "arch_kwargs": kwargs,
+            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        },
+        input_channels=2,
+        output_channels=3,
+        patch_size=patch,
+        batch_size=2,
+    )
+
+
+@pytest.fixture(
+    params=[(n, g, c) for n in ("PlainConvUNet", "ResidualEncoderUNet") for g in GEOMETRY for c in (8, 1)], ids=str
+)
+def network_spec(request):
+    return spec(*request.param)
+
+
+def images(network_spec, batch=2):
+    return torch.randn(
+        batch, network_spec.input_channels, *network_spec.patch_size, generator=torch.Generator().manual_seed(0)
+    )
+
+
+def test_logits_have_the_shape_of_the_input(network_spec):
+    logits = build_network(network_spec)(images(network_spec))
+    assert logits.shape == (2, network_spec.output_channels, *network_spec.patch_size)
+
+
+def test_deep_supervision_goes_from_the_highest_resolution_down(network_spec):
+    outputs = build_network(network_spec, deep_supervision=True)(images(network_spec))
+    strides = network_spec.architecture["arch_kwargs"]["strides"]
+    size = list(network_spec.patch_size)
+    assert len(outputs) == STAGES - 1
+    for output, stride in zip(outputs, strides, strict=False):
+        size = [length // step for length, step in zip(size, stride, strict=True)]
+        assert list(output.shape[2:]) == size
+
+
+def test_weights_fit_with_deep_supervision_on_and_off(network_spec):
+    trained = build_network(network_spec, seed=1, deep_supervision=True)
+    restored = build_network(network_spec, seed=2)
+    restored.load_state_dict(trained.state_dict(), strict=True)
+    trained.decoder.deep_supervision = False
+    assert trained(images(network_spec)).equal(restored(images(network_spec)))
+
+
+def test_saved_and_loaded_it_predicts_the_same(network_spec):
+    network, file = build_network(network_spec, seed=1), io.BytesIO()
+    torch.save(network.state_dict(), file)
+    file.seek(0)
+    loaded = build_network(network_spec, seed=2)
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+    assert loaded(images(network_spec)).equal(network(images(network_spec)))
+
+
+def test_gradients_are_finite_and_reach_every_weight(network_spec):
+    network = build_network(network_spec, seed=1, deep_supervision=True)
+    sum(output.square().mean() for output in network(images(network_spec))).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_the_same_seed_gives_the_same_weights(network_spec):
+    one, same, other = (build_network(network_spec, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(one[key].equal(same[key]) for key in one)
+    assert not all(one[key].equal(other[key]) for key in one)
+
+
+def test_it_answers_what_nnunet_asks(network_spec):
+    network = build_network(network_spec)
+    assert network.compute_conv_feature_map_size(network_spec.patch_size) > 0
+    assert callable(network.initialize)
+    assert network.key_to_encoder == "encoder.stages"
+    assert network.keys_to_in_proj
+
+
+def test_it_exports(network_spec):
+    network = build_network(network_spec, seed=1).eval()
+    exported = torch.export.export(network, (images(network_spec, batch=1),))
+    assert torch.allclose(
+        exported.module()(images(network_spec, batch=1)), network(images(network_spec, batch=1)), atol=1e-5
+    )

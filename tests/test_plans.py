@@ -1,0 +1,576 @@
+"""Plans are read by nnU-Net's rules and never damaged: additions only, all or none, whatever happens meanwhile."""
+
+import copy
+import difflib
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nnunet_nas.errors import DataProblem, EnvironmentProblem, UsageError
+from nnunet_nas.plans import (
+    DerivedConfiguration,
+    add_configurations,
+    check_configurations,
+    configuration_digest,
+    package_versions,
+    plans_path,
+    provenance,
+    read_plans,
+    resolve_configuration,
+    separate_plans_path,
+    staleness,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def plans_file(dataset):
+    return plans_path(dataset, "nnUNetPlans")
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def edit(path, change):
+    """Rewrites a plans file as a user or nnU-Net would."""
+    plans = read(path)
+    change(plans)
+    path.write_text(json.dumps(plans, indent=4))
+
+
+def derive(plans, cap, base="2d", suffix="xtiny"):
+    """A narrow version of a configuration, as a search would hand it over."""
+    architecture = copy.deepcopy(resolve_configuration(plans, base)["architecture"])
+    features = architecture["arch_kwargs"]["features_per_stage"]
+    architecture["arch_kwargs"]["features_per_stage"] = [min(cap, value) for value in features]
+    record = provenance(
+        method="xtiny", base_digest=configuration_digest(plans, base), settings={"cap": cap}, seeds=[369]
+    )
+    return DerivedConfiguration(f"{base}_{suffix}{cap}", base, {"architecture": architecture}, record)
+
+
+def add(path, *caps, base="2d", plans=None, **options):
+    """Adds narrow versions of `base`, searched on `plans` (default: what the file says now)."""
+    plans = read(path) if plans is None else plans
+    derived = [derive(plans, cap, base) for cap in caps]
+    return add_configurations(path, derived, base_digests={base: configuration_digest(plans, base)}, **options)
+
+
+def train(results, name, plans="nnUNetPlans", trainer="nnUNetTrainer"):
+    folder = results / "Dataset011_Fake" / f"{trainer}__{plans}__{name}"
+    (folder / "fold_0").mkdir(parents=True)
+    return folder
+
+
+def no_leftovers(folder):
+    return not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_every_configuration_resolves_as_in_nnunet(plans_file):
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager = PlansManager(str(plans_file))
+    plans = read_plans(plans_file)
+    assert list(plans["configurations"]) == ["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres", "2d_bs4"]
+    for name in plans["configurations"]:
+        assert resolve_configuration(plans, name) == manager.get_configuration(name).configuration
+
+
+def test_the_nearest_value_wins_and_the_parent_is_named(plans_file):
+    resolved = resolve_configuration(read_plans(plans_file), "2d_bs4")
+    assert (resolved["batch_size"], resolved["patch_size"], resolved["inherits_from"]) == (4, [32, 32], "2d")
+
+
+KEYS = st.sampled_from(["batch_size", "spacing", "patch_size", "previous_stage"])
+VALUES = st.one_of(st.integers(0, 9), st.lists(st.integers(0, 9), max_size=2), st.none())
+
+
+@st.composite
+def inheriting_plans(draw):
+    """Plans of up to five configurations, each of which may inherit from one before it."""
+    configurations = {}
+    for number in range(draw(st.integers(1, 5))):
+        entry = {"architecture": number, **draw(st.dictionaries(KEYS, VALUES, max_size=3))}
+        if configurations and draw(st.booleans()):
+            entry["inherits_from"] = draw(st.sampled_from(list(configurations)))
+            entry.pop("architecture")
+        configurations[f"c{number}"] = entry
+    return {"plans_name": "p", "configurations": configurations}
+
+
+@settings(max_examples=50, deadline=None)
+@given(inheriting_plans())
+def test_any_inheritance_resolves_as_in_nnunet(plans):
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    for name in plans["configurations"]:
+        before = copy.deepcopy(plans)
+        expected = PlansManager(copy.deepcopy(plans)).get_configuration(name).configuration
+        assert resolve_configuration(plans, name) == expected
+        assert plans == before
+
+
+def test_a_resolved_configuration_is_a_copy(plans_file):
+    plans = read_plans(plans_file)
+    resolve_configuration(plans, "2d_bs4")["architecture"]["arch_kwargs"]["features_per_stage"][0] = 1
+    assert plans == read_plans(plans_file)
+
+
+def test_an_unknown_configuration_is_named_with_what_there_is(plans_file):
+    with pytest.raises(DataProblem, match=r"configuration 2D is not in the plans; choose one of: 2d, 3d_lowres, "):
+        resolve_configuration(read_plans(plans_file), "2D")
+
+
+def test_a_missing_base_is_named(plans_file):
+    plans = read_plans(plans_file)
+    del plans["configurations"]["2d"]
+    with pytest.raises(DataProblem, match="2d, the base of 2d_bs4, is not in the plans"):
+        resolve_configuration(plans, "2d_bs4")
+
+
+def test_a_circle_is_shown(plans_file):
+    plans = read_plans(plans_file)
+    plans["configurations"]["2d"]["inherits_from"] = "2d_bs4"
+    with pytest.raises(DataProblem, match="2d_bs4 inherits from itself .2d_bs4 -> 2d -> 2d_bs4."):
+        resolve_configuration(plans, "2d_bs4")
+
+
+@pytest.mark.parametrize("entry", [None, [], "3d_fullres"])
+def test_what_is_no_configuration_is_refused(plans_file, entry):
+    plans = read_plans(plans_file)
+    plans["configurations"]["2d"] = entry
+    with pytest.raises(DataProblem, match="configuration 2d is not one of nnU-Net v2"):
+        resolve_configuration(plans, "2d_bs4")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"plans_name": "nnUNetPlans", "configurations": {"2d": {"ba',
+        b"\x80\x04\x95 a pickle",
+        b"[]",
+        b"{}",
+        b'{"configurations": {}}',
+        b'{"plans_name": "nnUNetPlans", "configurations": []}',
+    ],
+)
+def test_what_is_not_plans_is_refused_with_the_way_out(plans_file, content):
+    plans_file.write_bytes(content)
+    with pytest.raises(DataProblem, match="nnUNetv2_plan_experiment -d 11 ") as caught:
+        read_plans(plans_file)
+    assert str(plans_file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_plans_are_refused_with_the_way_out(dataset):
+    with pytest.raises(DataProblem, match="does not exist: run nnUNetv2_plan_experiment -d 11 "):
+        read_plans(plans_path(dataset, "nnUNetResEncUNetLPlans"))
+
+
+JSON_VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-9, 9), st.floats(allow_nan=False), st.text(max_size=3)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
+    max_leaves=8,
+)
+CONTENT_KEYS = st.text(min_size=1, max_size=4).filter(lambda key: key != "nas")
+CONTENT = st.dictionaries(CONTENT_KEYS, JSON_VALUES, max_size=5)
+
+
+def digest_of(content):
+    return configuration_digest({"configurations": {"c": content}}, "c")
+
+
+def reversed_keys(value):
+    if isinstance(value, dict):
+        return {key: reversed_keys(value[key]) for key in reversed(value)}
+    return [reversed_keys(item) for item in value] if isinstance(value, list) else value
+
+
+@settings(max_examples=50, deadline=None)
+@given(CONTENT)
+def test_the_digest_does_not_depend_on_the_order_of_keys(content):
+    assert digest_of(content) == digest_of(reversed_keys(content))
+
+
+@settings(max_examples=50, deadline=None)
+@given(CONTENT, CONTENT_KEYS, JSON_VALUES)
+def test_the_digest_changes_with_any_content(content, key, value):
+    changed = {**content, key: value}
+    # Compared as text, because Python holds 1, 1.0 and True for equal and JSON does not.
+    same = json.dumps(content, sort_keys=True) == json.dumps(changed, sort_keys=True)
+    assert (digest_of(content) == digest_of(changed)) is same
+
+
+@settings(max_examples=50, deadline=None)
+@given(CONTENT, JSON_VALUES, JSON_VALUES)
+def test_the_digest_leaves_out_records_and_search_settings(content, record, search):
+    assert digest_of(content) == digest_of({**content, "nas": record, "nas_settings": search})
+
+
+@pytest.mark.parametrize("key", ["batch_size", "patch_size", "architecture", "data_identifier", "batch_dice"])
+def test_the_digest_covers_what_is_inherited(plans_file, key):
+    plans = read_plans(plans_file)
+    before = configuration_digest(plans, "3d_cascade_fullres")
+    plans["configurations"]["3d_fullres"][key] = "changed"
+    assert configuration_digest(plans, "3d_cascade_fullres") != before
+
+
+def test_the_digest_is_the_same_whether_content_is_inherited_or_repeated(plans_file):
+    plans = read_plans(plans_file)
+    plans["configurations"]["copy"] = {**plans["configurations"]["2d"], "batch_size": 4}
+    assert configuration_digest(plans, "2d_bs4") == configuration_digest(plans, "copy")
+
+
+def test_only_the_additions_are_in_the_diff(plans_file):
+    before = plans_file.read_text()
+    assert add(plans_file, 16, 8) == ["2d_xtiny16", "2d_xtiny8"]
+    lines = list(difflib.unified_diff(before.splitlines(), plans_file.read_text().splitlines(), n=0))[2:]
+    assert [line for line in lines if line.startswith("-")] == []
+    plans = read(plans_file)
+    for name in ("2d_xtiny16", "2d_xtiny8"):
+        del plans["configurations"][name]
+    assert json.dumps(plans, indent=4) == before
+
+
+def test_what_is_written_is_formatted_as_nnunet_formats_it(plans_file, tmp_path):
+    from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
+
+    add(plans_file, 8)
+    save_json(load_json(str(plans_file)), str(tmp_path / "saved.json"), sort_keys=False)
+    assert plans_file.read_bytes() == (tmp_path / "saved.json").read_bytes()
+
+
+def test_an_added_configuration_inherits_and_says_where_it_comes_from(plans_file):
+    digest = configuration_digest(read(plans_file), "2d")
+    add(plans_file, 8)
+    entry = read(plans_file)["configurations"]["2d_xtiny8"]
+    assert list(entry) == ["inherits_from", "architecture", "nas"]
+    assert entry["inherits_from"] == "2d"
+    assert entry["architecture"]["arch_kwargs"]["features_per_stage"] == [8, 8, 8]
+    assert entry["architecture"]["arch_kwargs"]["strides"] == [[1, 1], [2, 2], [2, 2]]
+    record = entry["nas"]
+    assert (record["method"], record["base_digest"], record["seeds"], record["fold"]) == ("xtiny", digest, [369], None)
+    assert record["versions"] == package_versions()
+    assert set(record["versions"]) == {"nnunet-nas", "nnunetv2", "torch", "dynamic-network-architectures"}
+
+
+def test_nnunet_reads_what_was_added(plans_file):
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    add(plans_file, 4, base="3d_fullres")
+    manager = PlansManager(str(plans_file)).get_configuration("3d_fullres_xtiny4")
+    assert manager.network_arch_init_kwargs["features_per_stage"] == [4, 4, 4]
+    assert manager.pool_op_kernel_sizes == [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
+    assert (manager.data_identifier, manager.batch_size) == ("nnUNetPlans_3d_fullres", 2)
+
+
+def test_adding_again_does_not_touch_the_file(plans_file):
+    add(plans_file, 16, 8)
+    os.utime(plans_file, (1, 1))
+    before = plans_file.stat()
+    assert add(plans_file, 16, 8) == []
+    after = plans_file.stat()
+    assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
+
+
+def test_what_is_there_keeps_its_provenance_and_the_users_keys(plans_file):
+    add(plans_file, 16, 8)
+
+    def customise(plans):
+        plans["configurations"]["2d_xtiny8"].update(batch_size=12, nas_settings={"iac": {"epochs": 1}})
+        plans["configurations"]["2d_xtiny8"]["nas"]["created"] = "long ago"
+        del plans["configurations"]["2d_xtiny16"]
+
+    edit(plans_file, customise)
+    before = read(plans_file)["configurations"]["2d_xtiny8"]
+    assert add(plans_file, 16, 8) == ["2d_xtiny16"]
+    assert read(plans_file)["configurations"]["2d_xtiny8"] == before
+
+
+def test_the_users_configurations_and_unknown_keys_stay(plans_file):
+    edit(plans_file, lambda plans: plans.update(note={"by": "Zoë", "small": 1e-05, "large": 10**18}))
+    before = read(plans_file)
+    add(plans_file, 8)
+    after = read(plans_file)
+    del after["configurations"]["2d_xtiny8"]
+    assert json.dumps(after) == json.dumps(before)
+
+
+def refused(path, *caps, match, error=DataProblem, **options):
+    """Adding is refused, by the check before a search as well, and no byte changes."""
+    before = path.read_bytes()
+    plans = options.pop("plans", None) or read(path)
+    derived = [derive(plans, cap) for cap in caps]
+    digests = {"2d": configuration_digest(plans, "2d")}
+    for function in (check_configurations, add_configurations):
+        with pytest.raises(error, match=match) as caught:
+            function(path, derived, base_digests=digests, **options)
+        assert "\n" not in str(caught.value)
+    assert path.read_bytes() == before
+    assert no_leftovers(path.parent)
+
+
+def clash(plans):
+    """A configuration of the user's own under a name that a search would use."""
+    plans["configurations"]["2d_xtiny8"] = {"inherits_from": "2d", "batch_size": 7}
+
+
+def test_a_name_that_is_taken_is_refused_and_nothing_else_is_added(plans_file):
+    edit(plans_file, clash)
+    refused(plans_file, 16, 8, 4, match=r"2d_xtiny8 exists .*it has other content.*--overwrite .* -o NAME")
+    assert "2d_xtiny16" not in read(plans_file)["configurations"]
+
+
+def test_a_name_that_is_taken_is_replaced_when_asked_for(plans_file):
+    edit(plans_file, clash)
+    assert add(plans_file, 8, overwrite=True) == ["2d_xtiny8"]
+    entry = read(plans_file)["configurations"]["2d_xtiny8"]
+    assert "batch_size" not in entry
+    assert entry["architecture"]["arch_kwargs"]["features_per_stage"] == [8, 8, 8]
+
+
+def test_search_settings_survive_a_replacement(plans_file):
+    edit(plans_file, clash)
+    edit(plans_file, lambda plans: plans["configurations"]["2d_xtiny8"].update(nas_settings={"iac": {"epochs": 3}}))
+    add(plans_file, 8, overwrite=True)
+    assert read(plans_file)["configurations"]["2d_xtiny8"]["nas_settings"] == {"iac": {"epochs": 3}}
+
+
+def plan_again(plans):
+    """What nnU-Net's re-planning does: the base is replaced, configurations that it does not know stay."""
+    plans["configurations"]["2d"]["batch_size"] = 99
+
+
+def test_a_configuration_whose_base_changed_is_stale_and_refused(plans_file):
+    add(plans_file, 8)
+    assert staleness(read(plans_file), "2d_xtiny8") is None
+    edit(plans_file, plan_again)
+    assert "2d has changed" in staleness(read(plans_file), "2d_xtiny8")
+    refused(plans_file, 8, match="2d_xtiny8 exists .*its base 2d has changed")
+
+
+def test_a_stale_configuration_is_replaced_when_asked_for(plans_file):
+    add(plans_file, 8)
+    edit(plans_file, plan_again)
+    assert add(plans_file, 8, overwrite=True) == ["2d_xtiny8"]
+    assert staleness(read(plans_file), "2d_xtiny8") is None
+
+
+def test_a_configuration_whose_base_is_gone_is_stale(plans_file):
+    add(plans_file, 8)
+    edit(plans_file, lambda plans: plans["configurations"].pop("2d"))
+    assert staleness(read(plans_file), "2d_xtiny8") == "its base 2d is no longer in the plans"
+
+
+def test_a_configuration_of_someone_else_is_never_stale(plans_file):
+    assert staleness(read(plans_file), "2d_bs4") is None
+
+
+def test_a_base_that_changed_during_the_search_is_refused(plans_file):
+    searched_on = read(plans_file)
+    edit(plans_file, plan_again)
+    refused(plans_file, 8, plans=searched_on, match="configuration 2d in .* is not the one that was searched on")
+
+
+def test_a_base_that_disappeared_during_the_search_is_refused(plans_file):
+    searched_on = read(plans_file)
+    edit(plans_file, lambda plans: plans["configurations"].pop("2d"))
+    refused(plans_file, 8, plans=searched_on, match="configuration 2d is not in the plans")
+
+
+def test_a_trained_configuration_is_never_replaced(plans_file, nnunet_folders):
+    edit(plans_file, clash)
+    folder = train(nnunet_folders / "nnUNet_results", "2d_xtiny8", trainer="nnUNetTrainer_5epochs")
+    refused(plans_file, 16, 8, overwrite=True, match=f"2d_xtiny8 is not replaced because it was trained .*{folder}")
+
+
+def test_training_something_else_is_no_obstacle(plans_file, nnunet_folders):
+    edit(plans_file, clash)
+    results = nnunet_folders / "nnUNet_results"
+    for name, plans in (("2d", "nnUNetPlans"), ("2d_xtiny8", "myPlans"), ("my_2d_xtiny8", "nnUNetPlans")):
+        train(results, name, plans)
+    assert add(plans_file, 8, overwrite=True) == ["2d_xtiny8"]
+
+
+def test_a_separate_file_carries_its_own_name_and_leaves_the_original_alone(plans_file):
+    before = plans_file.read_bytes()
+    assert add(plans_file, 8, output="tinyPlans") == ["2d_xtiny8"]
+    separate = read(plans_file.with_name("tinyPlans.json"))
+    assert separate["plans_name"] == "tinyPlans"
+    assert plans_file.read_bytes() == before
+    del separate["configurations"]["2d_xtiny8"]
+    assert json.dumps({**separate, "plans_name": "nnUNetPlans"}, indent=4) == before.decode()
+
+
+def test_a_separate_file_is_written_although_the_original_has_the_configurations_already(plans_file):
+    add(plans_file, 8)
+    add(plans_file, 8, output="tinyPlans")
+    separate = read(plans_file.with_name("tinyPlans.json"))
+    assert (separate["plans_name"], "2d_xtiny8" in separate["configurations"]) == ("tinyPlans", True)
+
+
+def test_a_separate_file_that_exists_is_extended(plans_file):
+    target = plans_file.with_name("tinyPlans.json")
+    add(plans_file, 8, output="tinyPlans")
+    edit(target, lambda plans: plans.update(note="mine"))
+    assert add(plans_file, 8, 4, output="tinyPlans") == ["2d_xtiny4"]
+    assert read(target)["note"] == "mine"
+    assert list(read(target)["configurations"])[-2:] == ["2d_xtiny8", "2d_xtiny4"]
+
+
+def test_naming_the_original_as_output_is_the_original(plans_file):
+    assert add(plans_file, 8, output="nnUNetPlans") == ["2d_xtiny8"]
+    assert "2d_xtiny8" in read(plans_file)["configurations"]
+
+
+@pytest.mark.parametrize("output", ["dataset", "dataset_fingerprint", "splits_final"])
+def test_names_of_nnunets_own_files_are_refused(plans_file, output):
+    before = {path.name: path.read_bytes() for path in plans_file.parent.glob("*.json")}
+    with pytest.raises(UsageError, match=f"-o {output}: nnU-Net keeps its own"):
+        add(plans_file, 8, output=output)
+    assert {path.name: path.read_bytes() for path in plans_file.parent.glob("*.json")} == before
+
+
+@pytest.mark.parametrize("output", ["", "a/b", "../up", ".hidden", "two__parts", "with space", "-o", "a\n"])
+def test_names_that_nnunet_could_not_use_are_refused(plans_file, output):
+    with pytest.raises(UsageError, match="give a plans identifier"):
+        separate_plans_path(plans_file, output)
+
+
+@pytest.mark.parametrize("output", [None, "tinyPlans"])
+def test_a_file_whose_inner_name_differs_is_refused(plans_file, output):
+    target = separate_plans_path(plans_file, output or "nnUNetPlans")
+    target.write_text(json.dumps({**read(plans_file), "plans_name": "somePlans"}, indent=4))
+    refused(plans_file, 8, output=output, match=f"calls itself plans_name=somePlans: set it to {target.stem}")
+
+
+def test_a_separate_file_on_another_base_is_refused(plans_file):
+    add(plans_file, 8, output="tinyPlans")
+    edit(plans_file.with_name("tinyPlans.json"), plan_again)
+    refused(plans_file, 4, output="tinyPlans", match="2d in .*tinyPlans.json is not the one that was searched on")
+
+
+def test_a_symbolic_link_stays_one_and_what_it_points_to_is_extended(plans_file, tmp_path):
+    elsewhere = tmp_path / "archive" / "plans_v3.json"
+    elsewhere.parent.mkdir()
+    plans_file.rename(elsewhere)
+    plans_file.symlink_to(elsewhere)
+    add(plans_file, 8)
+    assert plans_file.is_symlink()
+    assert "2d_xtiny8" in read(elsewhere)["configurations"]
+
+
+def test_writers_through_a_link_and_through_the_file_keep_each_other_out(plans_file, tmp_path, monkeypatch):
+    from nnunet_nas.files import locked
+
+    link = tmp_path / "nnUNet_preprocessed" / "Dataset012_Link" / "nnUNetPlans.json"
+    link.parent.mkdir()
+    link.symlink_to(plans_file)
+    monkeypatch.setattr("nnunet_nas.plans._LOCK_SECONDS", 0.05)
+    with (
+        locked(plans_file, timeout=0, busy="busy"),
+        pytest.raises(EnvironmentProblem, match="another process has been writing"),
+    ):
+        add(link, 8)
+
+
+def raise_os_error(code):
+    def function(*arguments, **keywords):
+        raise OSError(code, os.strerror(code))
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (("os.fsync", errno.ENOSPC), "no space left"),
+        (("os.fsync", errno.EDQUOT), "no space left"),
+        (("os.fsync", errno.EIO), "check the disk"),
+        (("tempfile.mkstemp", errno.ENOSPC), "no space left"),
+        (("tempfile.mkstemp", errno.EROFS), "make it writable"),
+        (("tempfile.mkstemp", errno.EACCES), "make it writable"),
+    ],
+)
+@pytest.mark.parametrize("output", [None, "tinyPlans"])
+def test_a_failed_write_leaves_everything_as_it_was(plans_file, monkeypatch, failure, message, output):
+    before = {path.name: path.read_bytes() for path in plans_file.parent.glob("*.json")}
+    function, code = failure
+    with monkeypatch.context() as patch:
+        patch.setattr(function, raise_os_error(code))
+        with pytest.raises(EnvironmentProblem, match=message):
+            add(plans_file, 8, output=output)
+    assert {path.name: path.read_bytes() for path in plans_file.parent.glob("*.json")} == before
+    assert no_leftovers(plans_file.parent)
+    assert add(plans_file, 8, output=output) == ["2d_xtiny8"]
+
+
+WRITER = """
+import copy, json, sys
+from pathlib import Path
+from nnunet_nas.plans import DerivedConfiguration, add_configurations, configuration_digest, read_plans
+path, name, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+plans = read_plans(path)
+digest = configuration_digest(plans, "2d")
+architecture = plans["configurations"]["2d"]["architecture"]
+sys.stdout.write("ready\\n")
+sys.stdout.flush()
+sys.stdin.readline()
+for number in range(count):
+    item = DerivedConfiguration(f"{name}{number}", "2d", {"architecture": architecture}, {"base_digest": digest})
+    add_configurations(path, [item], base_digests={"2d": digest})
+"""
+
+
+def start_writer(path, name, count):
+    """A process that has imported everything and waits for a line before it writes."""
+    command = [sys.executable, "-c", WRITER, str(path), name, str(count)]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_two_processes_that_add_at_once_both_end_up_in_the_file(plans_file):
+    writers = [start_writer(plans_file, name, 15) for name in ("first", "second")]
+    for writer in writers:
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    assert [writer.wait(timeout=60) for writer in writers] == [0, 0]
+    names = set(read(plans_file)["configurations"])
+    assert {f"{name}{number}" for name in ("first", "second") for number in range(15)} <= names
+
+
+def test_a_kill_at_any_instant_leaves_whole_plans(plans_file):
+    before = read(plans_file)
+    written = 0
+    rng = random.Random(0)
+    for attempt in range(8):
+        writer = start_writer(plans_file, f"kill{attempt}_", 10**6)
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+        time.sleep(rng.uniform(0.0, 0.1))
+        writer.send_signal(signal.SIGKILL)
+        assert writer.wait(timeout=60) == -signal.SIGKILL
+        plans = read(plans_file)
+        added = [name for name in plans["configurations"] if name not in before["configurations"]]
+        assert len(added) >= written
+        written = len(added)
+        for name in added:
+            del plans["configurations"][name]
+        assert plans == before
+    assert written > 0
+    # The lock of the killed process is free, and the next writer goes on.
+    assert add(plans_file, 8) == ["2d_xtiny8"]
