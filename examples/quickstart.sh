@@ -144,7 +144,7 @@ selected_configuration() {
 # Seconds for both trainings: what is left of 15 minutes, less what the steps after them need; a rerun that finds
 # everything installed is not longer for it.
 training_budget() {
-    local left=$((840 - SECONDS - 180))
+    local left=$((840 - SECONDS - 200))
     if [ "$left" -gt 300 ]; then left=300; fi
     if [ "$left" -lt 30 ]; then left=30; fi
     echo "$left"
@@ -191,8 +191,11 @@ fi
 device=$(find_device)
 if [ "$device" = cpu ]; then
     # One process and few cases: starting a worker costs as long as what it would save.
-    workers=2 images=16 unseen_limit=20
+    workers=2 images=8 unseen_limit=20
     export nnUNet_n_proc_DA=${nnUNet_n_proc_DA:-0}
+    # nnU-Net uses a thread per core; where other programs use the cores too, threads that wait by spinning make a
+    # narrow network ten times slower.
+    export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 else
     workers=4 images=64 unseen_limit=0
     export nnUNet_n_proc_DA=${nnUNet_n_proc_DA:-4}
@@ -208,7 +211,7 @@ if [ -n "$splits" ] && ! cmp -s "$splits" "$preprocessed/splits_final.json"; the
     [ ! -f "$preprocessed/splits_final.json" ] || fail "$here was begun with other splits: choose another --workdir" 4
     cp "$splits" "$preprocessed/splits_final.json"
 fi
-step select "nnunet_nas select_tiny" select_width "$images"
+step select "nnunet_nas select_tiny with up to $images images" select_width "$images"
 selected=$(selected_configuration)
 echo "         selected: $selected"
 

@@ -100,7 +100,10 @@ def list_cases(folder: Path) -> list[str]:
         dataset_class = infer_dataset_class(str(folder))
     except (AssertionError, IndexError, KeyError) as error:
         raise DataProblem(f"{folder} does not hold preprocessed cases of one format: {mend}") from error
-    return sorted(dataset_class.get_identifiers(str(folder)))
+    cases = sorted(dataset_class.get_identifiers(str(folder)))
+    if not cases:
+        raise DataProblem(f"{folder} holds no preprocessed cases: {mend}")
+    return cases
 
 
 def draw_cases(cases: Sequence[str], number: int | None, seed: int) -> list[str]:

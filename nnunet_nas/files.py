@@ -71,10 +71,13 @@ def read_json(path: Path, mend: str) -> Any:
 def require_writable(folder: Path) -> None:
     """Fails at once if nothing can be written to `folder`, so that no hour of work ends at a closed door.
 
+    A folder that does not exist is made.
+
     Raises:
         EnvironmentProblem: the folder is read-only or its disk is full.
     """
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"\0")
     except OSError as error:

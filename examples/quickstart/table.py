@@ -62,7 +62,7 @@ def main() -> None:
     print()
     for name in args.configurations[1:]:
         print(f"{name} has {parameters[base] / parameters[name]:,.0f} times fewer parameters than {base}.")
-    print(f"Dice: mean over {(args.work / 'unseen.txt').read_text().strip()} unseen cases, without mirroring.")
+    print(f"Dice: mean over {(args.work / 'unseen.txt').read_text().strip()}, predicted without mirroring.")
     print("iterations s: the training iterations alone. train s, predict s: the whole commands, start-up included.")
 
 

@@ -67,7 +67,7 @@ def main() -> None:
         for channel, image in enumerate(channels):
             (args.output / "images" / f"{name}_{channel:04d}{ending}").symlink_to(image)
         (args.output / "labels" / f"{name}{ending}").symlink_to(label)
-    print(f"{len(chosen)} of {len(cases)} ({source})")
+    print(f"{len(chosen)} of {len(cases)} unseen cases ({source})")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from nnunet_nas.xtiny.selection import (
     Selection,
     fitted_spread,
     log_spread,
+    noise_shares,
     resampled_shares,
     select,
     select_by_spread,
@@ -100,7 +101,7 @@ def explain(decision: Decision, caps: Sequence[int]) -> list[str]:
     if decision.rule == "paper" and decision.chosen == selectable_positions(len(caps))[-1]:
         lines.append("It selected the narrowest width that it is able to select: a limit of the rule, not a minimum.")
     if decision.spread is not None:
-        lines.append(_spread_sentence(decision, caps))
+        lines += _spread_sentences(decision.spread, decision.paper.position, caps)
     return lines
 
 
@@ -121,7 +122,11 @@ def _seed_sentences(decision: Decision, caps: Sequence[int]) -> list[str]:
     ]
 
 
-def _spread_sentence(decision: Decision, caps: Sequence[int]) -> str:
-    assert decision.spread is not None
-    factors = ", ".join(f"{cap}: x{np.exp(1.96 * value):.1f}" for cap, value in zip(caps, decision.spread, strict=True))
-    return f"95 % of random initialisations change the sensitivity by up to this factor either way: {factors}."
+def _spread_sentences(spread: np.ndarray, position: int, caps: Sequence[int]) -> list[str]:
+    factors = ", ".join(f"{cap}: x{np.exp(1.96 * value):.1f}" for cap, value in zip(caps, spread, strict=True))
+    by_chance = noise_shares(spread).get(position, 0.0)
+    return [
+        f"95 % of random initialisations change the sensitivity by up to this factor either way: {factors}.",
+        f"On curves of such noise alone, without any trend, the paper's rule would select cap {caps[position]} for "
+        f"{by_chance:.0%} of the seeds.",
+    ]

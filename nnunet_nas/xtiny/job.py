@@ -131,9 +131,24 @@ class TinyJob:
         with locked(self.output_folder, timeout=0, busy=busy):
             yield
 
+    def scorer(self, progress: Callable[[int], object] = lambda steps: None) -> Scorer:
+        """The scorer of this job's images, metric and device, on the scores that are stored already.
+
+        Args:
+            progress: called with the number of steps done.
+        """
+        return Scorer(
+            proxy=PROXIES[self.settings.metric],
+            source=self.source,
+            store=ScoreStore(self.output_folder, self._key(), read_only=self.settings.dry_run),
+            device=self.device,
+            batch_size=self.settings.batch_size,
+            progress=progress,
+        )
+
     def steps(self) -> int:
         """How many steps `run` will report in total."""
-        return self._scorer(lambda steps: None).steps(self.candidates, self.settings.seeds)
+        return self.scorer().steps(self.candidates, self.settings.seeds)
 
     def run(self, progress: Callable[[int], object] = lambda steps: None) -> Report:
         """Scores what is not known yet and decides; writes nothing but scores.
@@ -145,7 +160,7 @@ class TinyJob:
         costs = [cost.to_json() for cost in complexity]
         # A budget that not even the narrowest width satisfies is refused before scoring.
         within_budget(len(costs) - 1, costs, self.settings.budgets)
-        curves: np.ndarray = self._scorer(progress).curves(self.candidates, self.settings.seeds)
+        curves: np.ndarray = self.scorer(progress).curves(self.candidates, self.settings.seeds)
         decision = decide(
             curves,
             [candidate.features for candidate in self.candidates],
@@ -185,16 +200,6 @@ class TinyJob:
                 f"nnUNetv2_plan_experiment"
             )
         return self.dataset / identifier
-
-    def _scorer(self, progress: Callable[[int], object]) -> Scorer:
-        return Scorer(
-            proxy=PROXIES[self.settings.metric],
-            source=self.source,
-            store=ScoreStore(self.output_folder, self._key(), read_only=self.settings.dry_run),
-            device=self.device,
-            batch_size=self.settings.batch_size,
-            progress=progress,
-        )
 
     def _cases(self) -> list[str]:
         known = list_cases(self._data_folder)
@@ -282,7 +287,6 @@ class TinyJob:
     def _require_open_door(self) -> None:
         require_writable(self.dataset)
         check_configurations(self.plans_file, self._derived(None), **self._plans_options())
-        self.output_folder.mkdir(parents=True, exist_ok=True)
         require_writable(self.output_folder)
 
 

@@ -113,6 +113,23 @@ def resampled_shares(curves: np.ndarray, seed: int = 0) -> dict[int, float]:
     return {position: count / _RESAMPLES for position, count in wins(curves[draws].mean(axis=1)).items()}
 
 
+def noise_shares(spread: np.ndarray, seed: int = 0) -> dict[int, float]:
+    """What the paper's rule selects where there is nothing to find.
+
+    Simulates 1000 single-seed curves whose typical sensitivity is the same at every width and which vary around it as
+    measured. A pick that this explains says nothing about the data (our choice of a null model).
+
+    Args:
+        spread: standard deviations of log S, (candidates,).
+        seed: of the simulation.
+
+    Returns:
+        shares by position, widest first; they sum to 1.
+    """
+    curves = np.exp(np.random.default_rng(seed).normal(0, spread, (_RESAMPLES, len(spread))))
+    return {position: count / _RESAMPLES for position, count in wins(curves).items()}
+
+
 def log_spread(curves: np.ndarray) -> np.ndarray:
     """Standard deviation over the seeds of log S at each width.
 

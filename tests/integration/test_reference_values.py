@@ -56,7 +56,7 @@ def test_scores_parameters_and_selection(reference, preprocessed):
     )
     job = TinyJob(preprocessed(reference["dataset"]), settings, torch.device("cpu"))
     assert list(job.base.patch_size) == reference["patch"]
-    scorer = job._scorer(lambda steps: None)
+    scorer = job.scorer()
     curve = scorer.curves(job.candidates, settings.seeds)[0]
     report = job.run()
 

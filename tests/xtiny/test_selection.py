@@ -10,6 +10,7 @@ from nnunet_nas.xtiny.selection import (
     MAX_SPREAD,
     fitted_spread,
     log_spread,
+    noise_shares,
     resampled_shares,
     select,
     select_by_spread,
@@ -85,6 +86,19 @@ def test_resampled_shares_sum_to_one_and_are_reproducible():
     noisy = np.random.default_rng(0).random((6, 9))
     assert sum(resampled_shares(noisy).values()) == pytest.approx(1)
     assert resampled_shares(noisy, seed=3) == resampled_shares(noisy, seed=3)
+
+
+def test_noise_that_grows_towards_narrow_widths_favours_the_narrowest_selectable_one():
+    growing = noise_shares(np.array([0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2]))
+    assert sum(growing.values()) == pytest.approx(1)
+    assert max(growing, key=lambda position: growing[position]) == selectable_positions(9)[-1]
+    assert growing[selectable_positions(9)[-1]] > 0.5
+
+
+def test_noise_that_is_equal_at_both_ends_favours_neither():
+    # Reversing such a curve gives an equally likely one, and its first and last splits change places.
+    equal = noise_shares(np.full(9, 0.2))
+    assert equal[1] == pytest.approx(equal[5], abs=0.1)
 
 
 def test_log_spread_of_two_seeds_is_the_half_log_ratio_times_root_two():
