@@ -59,7 +59,7 @@ def residual_unet(dimensions, strides, kernel_sizes):
     arguments = {}
     for key, value in entry["arch_kwargs"].items():
         arguments["n_blocks_per_stage" if key == "n_conv_per_stage" else key] = value
-    arguments.update(n_blocks_per_stage=[1, 3, 4], n_conv_per_stage_decoder=[1, 1])
+    arguments.update(n_blocks_per_stage=[1, 1, 2], n_conv_per_stage_decoder=[1, 1])
     entry["arch_kwargs"] = arguments
     return entry
 

@@ -56,7 +56,10 @@ def main() -> None:
     source, cases = "imagesTs", held_out_cases(args.raw.resolve(), ending)
     if not cases:
         with contextlib.redirect_stdout(sys.stderr):
-            source, cases = "validation cases of fold 0", validation_cases(args.raw.resolve(), args.preprocessed)
+            source, cases = (
+                "validation cases of fold 0, which select_tiny may have seen unlabelled",
+                validation_cases(args.raw.resolve(), args.preprocessed),
+            )
     chosen = spaced(sorted(cases), args.limit)
     for folder in ("images", "labels"):
         (args.output / folder).mkdir(parents=True, exist_ok=True)

@@ -281,6 +281,10 @@ class TinyJob:
         seeds = self.settings.seeds
         if len(set(seeds)) != len(seeds):
             raise UsageError("-seed names a seed twice")
+        if self.settings.rule == "spread" and self.settings.metric != "jacobian":
+            raise UsageError(
+                "-rule spread is about the law of gradients at initialisation: use it with -metric jacobian"
+            )
         if self.settings.rule == "spread" and len(seeds) < MIN_SPREAD_SEEDS:
             raise UsageError(f"-rule spread needs at least {MIN_SPREAD_SEEDS} seeds: -seed 0 1 2 3 4 5 6 7 8 9")
 

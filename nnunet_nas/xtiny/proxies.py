@@ -10,7 +10,7 @@ Activation patterns are read in front of every nonlinearity (positive or not), w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,6 +41,7 @@ class Scene:
         batch_size: patches at once.
         seed: of the network's weights; random vectors of a proxy derive from it.
         side_by_side: whether a CPU may score several batches at a time.
+        known: cases that need no score any more.
     """
 
     load: Batches
@@ -50,6 +51,7 @@ class Scene:
     batch_size: int
     seed: int
     side_by_side: bool = True
+    known: Collection[str] = ()
 
     def batches(self) -> Iterator[torch.Tensor]:
         """All patches in batches, on the device."""
@@ -83,6 +85,7 @@ class Jacobian:
             device=scene.device,
             batch_size=scene.batch_size,
             side_by_side=scene.side_by_side,
+            known=scene.known,
         )
 
     def curve(self, values: Sequence[Values]) -> list[float]:

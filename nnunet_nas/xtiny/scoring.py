@@ -87,16 +87,14 @@ class Scorer:
     def _values(self, candidate: Candidate, seed: int) -> dict[str, float]:
         """A candidate's values under one seed; only what is not stored is computed."""
         known = self.store.known(seed, candidate.cap)
-        if self.proxy.per_image:
-            missing = [case for case in self.source.cases if case not in known]
-        else:
-            missing = [] if known else list(self.source.cases)
-        self.progress(len(self.source.cases) - len(missing) if self.proxy.per_image else int(not missing))
-        if missing:
-            self._measure(candidate, seed, missing)
+        expected = self.source.cases if self.proxy.per_image else known or ["score"]
+        done = [item for item in expected if item in known]
+        self.progress(len(done) if self.proxy.per_image else int(bool(known)))
+        if len(done) < len(expected):
+            self._measure(candidate, seed, known)
         return _ordered(self.store.known(seed, candidate.cap), self.source.cases, self.proxy)
 
-    def _measure(self, candidate: Candidate, seed: int, cases: Sequence[str]) -> None:
+    def _measure(self, candidate: Candidate, seed: int, known: dict[str, float]) -> None:
         network = prepare(build_network(candidate.spec, seed=seed), self.device)
         size = self.batch_size or default_batch_size(
             candidate.features[0], math.prod(candidate.spec.patch_size), self.device
@@ -105,17 +103,18 @@ class Scorer:
             size = 1
         scene = Scene(
             load=self.source.batch,
-            cases=cases,
+            cases=self.source.cases,
             patch_size=candidate.spec.patch_size,
             device=self.device,
             batch_size=size,
             seed=seed,
             side_by_side=self.batch_size != 1,
+            known=known,
         )
         for values in self.proxy.measure(network, scene):
             _require_finite(values, candidate.cap, seed)
             self.store.add(seed, candidate.cap, values)
-            self.progress(len(values) if self.proxy.per_image else 1)
+            self.progress(sum(case not in known for case in values) if self.proxy.per_image else 1)
 
 
 def _ordered(values: dict[str, float], cases: Sequence[str], proxy: Proxy) -> dict[str, float]:
@@ -128,7 +127,7 @@ def _require_finite(values: dict[str, float], cap: int, seed: int) -> None:
         if not math.isfinite(value):
             raise DataProblem(
                 f"the score of cap {cap} (seed {seed}, {item}) is {value}: look for NaN or infinite voxels in the "
-                f"preprocessed case, leave it out with -cases, or try another seed"
+                f"preprocessed images, leave them out with -cases, or try another seed or -metric"
             )
 
 

@@ -12,7 +12,7 @@ as far as single precision is from double (measured).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -84,6 +84,7 @@ def score_images(
     device: torch.device,
     batch_size: int,
     side_by_side: bool = True,
+    known: Collection[str] = (),
 ) -> Iterator[dict[str, float]]:
     """Scores images in batches and yields each batch's values as soon as they are known.
 
@@ -96,24 +97,35 @@ def score_images(
             memory.
         side_by_side: several batches at a time on a CPU, one thread each; otherwise one after the other with all
             threads.
+        known: cases that have a score. A batch of known cases only is skipped; the others stay as they were grouped,
+            so that an interrupted scoring ends with the same numbers as one in a single go.
 
     Yields:
         sensitivity by case.
     """
     size = 1 if uses_batch_statistics(network) else batch_size
     if device.type != "cpu":
-        yield from _score_on_gpu(network, load, cases, device=device, batch_size=size)
+        yield from _score_on_gpu(network, load, cases, device=device, batch_size=size, known=known)
     else:
         workers = min(torch.get_num_threads(), _CPU_WORKERS, len(cases)) if side_by_side else 1
-        yield from _score_on_cpu(network, load, cases, workers=max(1, workers), batch_size=size)
+        yield from _score_on_cpu(network, load, cases, workers=max(1, workers), batch_size=size, known=known)
 
 
 def _score_on_gpu(
-    network: nn.Module, load: Batches, cases: Sequence[str], *, device: torch.device, batch_size: int
+    network: nn.Module,
+    load: Batches,
+    cases: Sequence[str],
+    *,
+    device: torch.device,
+    batch_size: int,
+    known: Collection[str],
 ) -> Iterator[dict[str, float]]:
     start = 0
     while start < len(cases):
         some = cases[start : start + batch_size]
+        if all(case in known for case in some):
+            start += len(some)
+            continue
         try:
             norms = input_gradient_norms(network, load(some).to(device, non_blocking=True)).tolist()
         except torch.cuda.OutOfMemoryError:
@@ -127,10 +139,11 @@ def _score_on_gpu(
 
 
 def _score_on_cpu(
-    network: nn.Module, load: Batches, cases: Sequence[str], *, workers: int, batch_size: int
+    network: nn.Module, load: Batches, cases: Sequence[str], *, workers: int, batch_size: int, known: Collection[str]
 ) -> Iterator[dict[str, float]]:
     size = max(1, min(batch_size, -(-len(cases) // workers)))
-    batches = [cases[start : start + size] for start in range(0, len(cases), size)]
+    grouped = (cases[start : start + size] for start in range(0, len(cases), size))
+    batches = [some for some in grouped if any(case not in known for case in some)]
 
     def score(some: Sequence[str]) -> dict[str, float]:
         return dict(zip(some, input_gradient_norms(network, load(some)).tolist(), strict=True))

@@ -69,6 +69,19 @@ def test_batch_statistics_are_scored_one_image_at_a_time():
     assert scores(network, images, batch_size=4) == pytest.approx(alone, rel=1e-5)
 
 
+def test_known_batches_are_skipped_and_the_others_keep_their_company():
+    images = torch.randn(6, 1, 8, 8)
+    loaded = []
+
+    def load(some):
+        loaded.append(list(some))
+        return torch.stack([images[int(case)] for case in some])
+
+    network = prepare(small_network(), CPU)
+    list(score_images(network, load, list("012345"), device=CPU, batch_size=2, known={"0", "1", "2"}))
+    assert sorted(loaded) == [["2", "3"], ["4", "5"]]
+
+
 def test_threads_are_as_before_afterwards():
     before = torch.get_num_threads()
     scores(prepare(small_network(), CPU), torch.randn(4, 1, 8, 8), batch_size=1)

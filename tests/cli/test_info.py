@@ -1,0 +1,185 @@
+"""`nnunet_nas info`: what configurations cost, and what it says of those that it cannot count."""
+
+import hashlib
+import json
+
+import pytest
+
+from nnunet_nas.cli.main import main
+
+
+@pytest.fixture
+def info(dataset, capsys):
+    """Calls the command on the data set; returns exit code, standard output and standard error."""
+
+    def call(*arguments, name="11"):
+        try:
+            code = main(["info", "-d", name, *map(str, arguments)])
+        except SystemExit as end:
+            code = end.code
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return call
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content, indent=4))
+
+
+def convolutions(features, inputs=1, classes=2):
+    """(inputs, outputs, weights per filter, voxels) of every convolution of the 2-D network, by hand.
+
+    Three stages of two 3 x 3 convolutions at 32, 16 and 8 pixels; on the way up a transposed 2 x 2 convolution, two
+    3 x 3 convolutions, the first of them on the concatenation, and a 1 x 1 head for each resolution.
+    """
+    sizes = [32 * 32, 16 * 16, 8 * 8]
+    layers = []
+    for channels, size in zip(features, sizes, strict=True):
+        layers += [(inputs, channels, 9, size), (channels, channels, 9, size)]
+        inputs = channels
+    for stage in (1, 0):
+        channels, below = features[stage], features[stage + 1]
+        # A transposed convolution multiplies each voxel that it reads with each of its 2 x 2 weights.
+        layers += [(below, channels, 4, sizes[stage + 1])]
+        layers += [(2 * channels, channels, 9, sizes[stage]), (channels, channels, 9, sizes[stage])]
+        layers += [(channels, classes, 1, sizes[stage])]
+    return layers
+
+
+def expected(features):
+    layers = convolutions(features)
+    weights = sum(inputs * outputs * kernel + outputs for inputs, outputs, kernel, _ in layers)
+    # Scale and shift of the instance norm behind each of the two convolutions per stage and decoder stage.
+    norms = sum(2 * 2 * channels for channels in [*features, features[1], features[0]])
+    macs = sum(inputs * outputs * kernel * size for inputs, outputs, kernel, size in layers)
+    # Without deep supervision nnU-Net computes the head of the highest resolution only.
+    return weights + norms, macs - features[1] * 2 * 16 * 16
+
+
+def test_parameters_and_macs_are_those_counted_by_hand(info):
+    code, out, err = info("-c", "2d", "--json")
+    (row,) = json.loads(out)["configurations"]
+    parameters, macs = expected([16, 32, 32])
+    assert (code, err) == (0, "")
+    assert (row["configuration"], row["patch_size"]) == ("2d", [32, 32])
+    assert (row["parameters"], row["macs"], row["flops"]) == (parameters, macs, 2 * macs)
+    # Float32 weights and one momentum each.
+    assert row["checkpoint_mib"] == pytest.approx(8 * parameters / 2**20)
+    assert 0 < row["inference_mib"] < row["training_mib"]
+
+
+def test_all_configurations_are_counted_in_the_order_of_the_plans(info):
+    code, out, err = info("--json")
+    listing = json.loads(out)
+    rows = {row["configuration"]: row for row in listing["configurations"]}
+    assert (code, err) == (0, "")
+    assert (listing["dataset"], listing["plans"]) == ("Dataset011_Fake", "nnUNetPlans")
+    assert list(rows) == ["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres", "2d_bs4"]
+    assert {**rows["2d_bs4"], "configuration": "2d"} == rows["2d"]
+    # The second stage of a cascade sees one more channel, the label of the first: 16 filters of 1 x 3 x 3.
+    assert rows["3d_cascade_fullres"]["parameters"] - rows["3d_fullres"]["parameters"] == 16 * 9
+
+
+def test_the_table_says_the_same(info):
+    row = json.loads(info("-c", "2d", "--json")[1])["configurations"][0]
+    code, out, _ = info("-c", "2d")
+    header, _, line = out.splitlines()
+    assert code == 0
+    assert header.split()[:2] == ["configuration", "patch"]
+    assert line.split()[:3] == ["2d", "32x32", f"{row['parameters']:,}"]
+    assert f"{row['macs'] / 1e9:.3f} G" in line
+
+
+def test_residual_encoders_are_counted(info):
+    code, out, _ = info("-p", "nnUNetResEncUNetMPlans", "-c", "2d", "--json")
+    (row,) = json.loads(out)["configurations"]
+    assert code == 0
+    assert row["parameters"] > expected([16, 32, 32])[0]
+
+
+def test_nothing_is_written(info, nnunet_folders):
+    def listing():
+        files = [path for path in nnunet_folders.rglob("*") if path.is_file()]
+        return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    before = listing()
+    assert info("-c", "2d")[0] == 0
+    assert listing() == before
+
+
+def test_data_need_not_be_preprocessed(info, dataset):
+    for path in (dataset / "nnUNetPlans_2d").iterdir():
+        path.unlink()
+    assert info("-c", "2d")[0] == 0
+
+
+def test_a_stale_configuration_is_counted_and_said_to_be_stale(info, dataset):
+    edit(
+        dataset / "nnUNetPlans.json",
+        lambda plans: plans["configurations"].update(
+            {"2d_old": {"inherits_from": "2d", "nas": {"base_digest": "sha256:0"}}}
+        ),
+    )
+    code, out, err = info("-c", "2d_old", "--json")
+    assert (code, len(json.loads(out)["configurations"])) == (0, 1)
+    assert err == "2d_old is stale: its base 2d has changed since it was derived (planned again?)\n"
+
+
+UNFIT = {
+    "class": ({"architecture": {"network_class_name": "a.B", "arch_kwargs": {}, "_kw_requires_import": []}}, "a.B"),
+    "patch": ({"patch_size": [30, 30]}, "cannot process its patch size 30x30"),
+    "no architecture": ({"architecture": None}, "no network that nnU-Net could build"),
+}
+
+
+@pytest.mark.parametrize(("change", "fragment"), UNFIT.values(), ids=UNFIT)
+def test_what_cannot_be_counted_is_left_out_and_said(info, dataset, change, fragment):
+    edit(
+        dataset / "nnUNetPlans.json",
+        lambda plans: plans.update(
+            configurations={"2d": plans["configurations"]["2d"], "bad": {"inherits_from": "2d"}}
+        ),
+    )
+    edit(dataset / "nnUNetPlans.json", lambda plans: plans["configurations"]["bad"].update(change))
+    code, out, err = info("--json")
+    assert (code, [row["configuration"] for row in json.loads(out)["configurations"]]) == (0, ["2d"])
+    assert len(err.splitlines()) == 1
+    assert err.startswith("bad is left out: ")
+    assert fragment in err
+    # Asked for by name it is an error.
+    code, out, err = info("-c", "2d", "bad")
+    assert (code, out, len(err.splitlines())) == (4, "", 1)
+    assert fragment in err
+
+
+def refused(call, code, fragment):
+    actual, out, err = call()
+    assert (actual, out, len(err.splitlines())) == (code, "", 1)
+    assert err.startswith("nnunet_nas info: ")
+    assert fragment in err
+
+
+def test_an_unset_variable_is_named(info, monkeypatch):
+    monkeypatch.delenv("nnUNet_preprocessed")
+    refused(info, 3, "nnUNet_preprocessed is not set")
+
+
+def test_unknown_things_are_named(info):
+    refused(lambda: info(name="12"), 4, "data set 12 is not in nnUNet_preprocessed")
+    refused(lambda: info(name="Fake"), 2, "-d Fake is neither a number nor a name")
+    refused(lambda: info("-p", "myPlans"), 4, "myPlans.json does not exist")
+    refused(lambda: info("-c", "2d", "4d"), 4, "configuration 4d is not in the plans")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"plans_name": "nnUNetPl', b"[]", b"{}"])
+def test_broken_plans_are_said(info, dataset, content):
+    (dataset / "nnUNetPlans.json").write_bytes(content)
+    refused(info, 4, "nnUNetv2_plan_experiment -d 11")
+
+
+def test_a_missing_dataset_json_is_said(info, dataset):
+    (dataset / "dataset.json").unlink()
+    refused(info, 4, "dataset.json does not exist")
