@@ -212,10 +212,7 @@ def add_configurations(
     busy = f"another process has been writing {target} for {_LOCK_SECONDS:.0f} s: run the same command again"
     # Where a link points to: whoever writes through the link and through the file must meet at the same lock.
     with locked(Path(os.path.realpath(target)), timeout=_LOCK_SECONDS, busy=busy):
-        plans = _plans_to_extend(path, target)
-        for base, digest in base_digests.items():
-            _require_same_base(plans, base, digest, target)
-        written = [item.name for item in derived if _insert(plans, item, target=target, overwrite=overwrite)]
+        plans, written = _extended(path, target, derived, base_digests=base_digests, overwrite=overwrite)
         # A new separate file is written even if all it adds was copied with the rest: the user asked for the file.
         if written or not target.exists():
             replace_file(target, json.dumps(plans, indent=4).encode())
@@ -232,11 +229,7 @@ def check_configurations(
 ) -> None:
     """Raises what `add_configurations` would raise, before a search spends time; writes nothing."""
     target = path if output is None else separate_plans_path(path, output)
-    plans = _plans_to_extend(path, target)
-    for base, digest in base_digests.items():
-        _require_same_base(plans, base, digest, target)
-    for item in derived:
-        _insert(plans, item, target=target, overwrite=overwrite)
+    _extended(path, target, derived, base_digests=base_digests, overwrite=overwrite)
 
 
 def separate_plans_path(path: Path, output: str) -> Path:
@@ -250,6 +243,21 @@ def separate_plans_path(path: Path, output: str) -> Path:
     if output in _RESERVED:
         raise UsageError(f"-o {output}: nnU-Net keeps its own {output}.json there; choose another name")
     return path.with_name(f"{output}.json")
+
+
+def _extended(
+    path: Path,
+    target: Path,
+    derived: Sequence[DerivedConfiguration],
+    *,
+    base_digests: dict[str, str],
+    overwrite: bool,
+) -> tuple[dict[str, Any], list[str]]:
+    """The content of `target` with the configurations added, and the names of those that were not there."""
+    plans = _plans_to_extend(path, target)
+    for base, digest in base_digests.items():
+        _require_same_base(plans, base, digest, target)
+    return plans, [item.name for item in derived if _insert(plans, item, target=target, overwrite=overwrite)]
 
 
 def _plans_to_extend(path: Path, target: Path) -> dict[str, Any]:

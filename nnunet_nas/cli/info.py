@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_nas.cli.common import add_dataset_arguments, format_table, quiet_output
-from nnunet_nas.environment import find_preprocessed_dataset
+from nnunet_nas.cli.common import add_dataset_arguments, format_table, quiet_output, train_and_predict_commands
+from nnunet_nas.environment import dataset_number, find_preprocessed_dataset
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.files import read_json
 from nnunet_nas.plans import plans_path, read_plans, resolve_configuration, staleness
@@ -61,6 +61,9 @@ def run(args: argparse.Namespace) -> int:
         print(format_table(_HEADER, [_cells(row) for row in rows]))
     for problem in problems:
         print(problem, file=sys.stderr)
+    if rows and not args.json:
+        train, _ = train_and_predict_commands(str(dataset_number(dataset.name)), rows[-1]["configuration"], args.p)
+        print(f"next: {train}", file=sys.stderr)
     return 0
 
 

@@ -153,7 +153,7 @@ def _print_report(report: Report, *, seconds: float) -> None:
         )
     print(format_table(header, rows))
     print()
-    for line in explain(report.decision, report.caps):
+    for line in (*report.notes, *explain(report.decision, report.caps)):
         print(line)
     print(f"{len(report.inputs['cases'])} images, {len(report.seeds)} seed(s), {seconds:.1f} s.")
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnunet_nas.architecture import network_spec
+from nnunet_nas.architecture import build_without_weights, network_spec
 from nnunet_nas.complexity import complexity_of
 from nnunet_nas.data import PatchSource, draw_cases, list_cases
 from nnunet_nas.errors import DataProblem, UsageError
@@ -37,6 +37,7 @@ from nnunet_nas.xtiny.proxies import PROXIES
 from nnunet_nas.xtiny.report import Report, write_report
 from nnunet_nas.xtiny.scoring import Scorer, candidates_of
 from nnunet_nas.xtiny.selection import MIN_CANDIDATES, MIN_SPREAD_SEEDS, within_budget
+from nnunet_nas.xtiny.sensitivity import uses_batch_statistics
 from nnunet_nas.xtiny.store import ScoreStore
 from nnunet_nas.xtiny.widths import candidate_name
 
@@ -178,6 +179,7 @@ class TinyJob:
             curves=curves,
             decision=decision,
             metric=self.settings.metric,
+            notes=self._notes(),
         )
 
     def write(self, report: Report) -> list[str]:
@@ -200,6 +202,11 @@ class TinyJob:
                 f"nnUNetv2_plan_experiment"
             )
         return self.dataset / identifier
+
+    def _notes(self) -> list[str]:
+        if uses_batch_statistics(build_without_weights(self.base)):
+            return ["The network has batch normalisation, in which images influence each other: scored one at a time."]
+        return []
 
     def _cases(self) -> list[str]:
         known = list_cases(self._data_folder)

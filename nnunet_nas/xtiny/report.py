@@ -37,6 +37,7 @@ class Report:
         curves: (seeds, candidates).
         decision: the recommended width.
         metric: what was measured.
+        notes: what the user should know about the way of scoring, one sentence each.
     """
 
     inputs: dict[str, Any]
@@ -47,6 +48,7 @@ class Report:
     curves: np.ndarray
     decision: Decision
     metric: str
+    notes: Sequence[str] = ()
 
     @property
     def caps(self) -> list[int]:
@@ -69,6 +71,7 @@ class Report:
             "chosen_before_budgets": self.caps[decision.chosen],
             "rule": decision.rule,
             "stability": explain(decision, self.caps),
+            "notes": list(self.notes),
             "seed_wins": {str(self.caps[position]): count for position, count in decision.seed_wins.items()},
             "resampled_shares": {str(self.caps[position]): share for position, share in decision.shares.items()},
             "paper_rule": {

@@ -234,6 +234,19 @@ def test_the_plans_record_where_a_width_comes_from(tiny, plans_file):
     assert (record["settings"]["cap"], record["settings"]["images"]) == (4, 4)
 
 
+def test_batch_normalisation_is_scored_one_image_at_a_time_and_said(tiny, plans_file):
+    def use_batch_norm(plans):
+        arguments = plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
+        arguments["norm_op"] = "torch.nn.modules.batchnorm.BatchNorm2d"
+
+    said = "The network has batch normalisation, in which images influence each other: scored one at a time."
+    assert said not in tiny("-n", 4, "--dry_run")[1]
+    edit(plans_file, use_batch_norm)
+    code, out, _ = tiny("-n", 4, "--dry_run")
+    assert code == 0
+    assert said in out.splitlines()
+
+
 def test_the_search_settings_of_a_base_are_left_alone(tiny, plans_file):
     edit(plans_file, lambda plans: plans["configurations"]["2d"].update(nas_settings={"dints": {"epochs": 3}}))
     assert tiny("-n", 4)[0] == 0
