@@ -151,7 +151,7 @@ training_budget() {
 }
 
 choose_iterations() {
-    to "$here/iterations.sh" "$python" "$helpers/iterations.py" \
+    to "$here/iterations.txt" "$python" "$helpers/iterations.py" \
         -d "$dataset" -c 2d "$selected" -device "$device" -budget "$(training_budget)"
 }
 
@@ -216,13 +216,12 @@ selected=$(selected_configuration)
 echo "         selected: $selected"
 
 step iterations "time an iteration of either width" choose_iterations
-. "$here/iterations.sh"
-export QUICKSTART_EPOCHS QUICKSTART_ITERATIONS
-echo "         both are trained for $QUICKSTART_EPOCHS epochs of $QUICKSTART_ITERATIONS iterations"
-for configuration in 2d "$selected"; do
+while read -r configuration epochs iterations seconds; do
+    export QUICKSTART_EPOCHS=$epochs QUICKSTART_ITERATIONS=$iterations
+    echo "         $configuration: $epochs epochs of $iterations iterations, $seconds s each"
     step "train_$configuration" "nnUNetv2_train $number $configuration 0" \
         nnUNetv2_train "$number" "$configuration" 0 -tr nnUNetTrainerQuickstart -device "$device"
-done
+done <"$here/iterations.txt"
 
 step unseen "find the unseen cases" link_unseen
 echo "         predicting $(cat "$here/unseen.txt")"
