@@ -97,8 +97,10 @@ def test_ctrl_c_is_exit_code_130_and_one_line(command, capfd, interrupt, line):
 
 def test_ctrl_c_in_a_terminal_is_exit_code_130():
     code = """
-import sys, time, types
+import signal, sys, time, types
 from nnunet_nas.cli import main
+# As from a terminal: what a shell runs in the background starts with SIGINT ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def run(args):
     print("working", flush=True)
     time.sleep(60)

@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 PROGRAMS = Path(sys.executable).parent
+# A shell starts what it runs in the background with SIGINT ignored, and children inherit that: undone before the exec.
+LISTEN_TO_CTRL_C = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
+)
 
 
 def environment(root):
@@ -40,9 +44,9 @@ def run(root, *command, code=0):
 
 
 def start(root, *command):
-    """Starts a command in a process group of its own and does not wait for it."""
+    """Starts a command in a process group of its own, as from a terminal, and does not wait for it."""
     return subprocess.Popen(
-        [str(part) for part in command],
+        [sys.executable, "-c", LISTEN_TO_CTRL_C, *map(str, command)],
         env=environment(root),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
