@@ -38,6 +38,7 @@ class Decision:
         seed_wins: seeds by position, each seed's curve on its own.
         shares: bootstrap shares by position of the paper's rule on the mean curve; empty for one seed.
         spread: fitted standard deviation of log S by candidate; None with few seeds or scores that are not positive.
+        by_chance: how often noise of that spread alone would make the paper's rule select what it did; None likewise.
     """
 
     position: int
@@ -47,6 +48,7 @@ class Decision:
     seed_wins: dict[int, int]
     shares: dict[int, float]
     spread: np.ndarray | None
+    by_chance: float | None
 
 
 def decide(
@@ -74,6 +76,7 @@ def decide(
     paper = select(curves.mean(axis=0))
     chosen = paper.position if rule == "paper" else select_by_spread(curves, features)
     estimable = len(curves) >= MIN_SPREAD_SEEDS and bool((curves > 0).all())
+    spread = fitted_spread(log_spread(curves), features, len(curves)) if estimable else None
     return Decision(
         position=within_budget(chosen, costs, budgets or {}),
         chosen=chosen,
@@ -81,7 +84,8 @@ def decide(
         paper=paper,
         seed_wins=wins(curves),
         shares=resampled_shares(curves) if len(curves) > 1 else {},
-        spread=fitted_spread(log_spread(curves), features, len(curves)) if estimable else None,
+        spread=spread,
+        by_chance=None if spread is None else noise_shares(spread).get(paper.position, 0.0),
     )
 
 
@@ -101,7 +105,7 @@ def explain(decision: Decision, caps: Sequence[int]) -> list[str]:
     if decision.rule == "paper" and decision.chosen == selectable_positions(len(caps))[-1]:
         lines.append("It selected the narrowest width that it is able to select: a limit of the rule, not a minimum.")
     if decision.spread is not None:
-        lines += _spread_sentences(decision.spread, decision.paper.position, caps)
+        lines += _spread_sentences(decision.spread, decision, caps)
     return lines
 
 
@@ -122,11 +126,10 @@ def _seed_sentences(decision: Decision, caps: Sequence[int]) -> list[str]:
     ]
 
 
-def _spread_sentences(spread: np.ndarray, position: int, caps: Sequence[int]) -> list[str]:
+def _spread_sentences(spread: np.ndarray, decision: Decision, caps: Sequence[int]) -> list[str]:
     factors = ", ".join(f"{cap}: x{np.exp(1.96 * value):.1f}" for cap, value in zip(caps, spread, strict=True))
-    by_chance = noise_shares(spread).get(position, 0.0)
     return [
         f"95 % of random initialisations change the sensitivity by up to this factor either way: {factors}.",
-        f"On curves of such noise alone, without any trend, the paper's rule would select cap {caps[position]} for "
-        f"{by_chance:.0%} of the seeds.",
+        f"On curves of such noise alone, without any trend, the paper's rule would select cap "
+        f"{caps[decision.paper.position]} for {decision.by_chance:.0%} of the seeds.",
     ]

@@ -71,7 +71,7 @@ class Scorer:
 
     def steps(self, candidates: Sequence[Candidate], seeds: Sequence[int]) -> int:
         """Number of steps that `progress` will be told in total."""
-        return len(candidates) * len(seeds) * (len(self.source.cases) if self.proxy.per_image else 1)
+        return len(candidates) * len(seeds) * self._steps_of_one()
 
     def curves(self, candidates: Sequence[Candidate], seeds: Sequence[int]) -> np.ndarray:
         """One curve per seed, float64, (seeds, candidates), widest candidate first.
@@ -84,13 +84,15 @@ class Scorer:
                 [self.proxy.curve([self._values(candidate, seed) for candidate in candidates]) for seed in seeds]
             )
 
+    def _steps_of_one(self) -> int:
+        return len(self.source.cases) if self.proxy.per_image else 1
+
     def _values(self, candidate: Candidate, seed: int) -> dict[str, float]:
         """A candidate's values under one seed; only what is not stored is computed."""
         known = self.store.known(seed, candidate.cap)
-        expected = self.source.cases if self.proxy.per_image else known or ["score"]
-        done = [item for item in expected if item in known]
-        self.progress(len(done) if self.proxy.per_image else int(bool(known)))
-        if len(done) < len(expected):
+        done = sum(case in known for case in self.source.cases) if self.proxy.per_image else int(bool(known))
+        self.progress(done)
+        if done < self._steps_of_one():
             self._measure(candidate, seed, known)
         return _ordered(self.store.known(seed, candidate.cap), self.source.cases, self.proxy)
 

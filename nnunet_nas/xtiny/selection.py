@@ -110,7 +110,7 @@ def resampled_shares(curves: np.ndarray, seed: int = 0) -> dict[int, float]:
     """
     rng = np.random.default_rng(seed)
     draws = rng.integers(len(curves), size=(_RESAMPLES, len(curves)))
-    return {position: count / _RESAMPLES for position, count in wins(curves[draws].mean(axis=1)).items()}
+    return _shares(curves[draws].mean(axis=1))
 
 
 def noise_shares(spread: np.ndarray, seed: int = 0) -> dict[int, float]:
@@ -127,7 +127,11 @@ def noise_shares(spread: np.ndarray, seed: int = 0) -> dict[int, float]:
         shares by position, widest first; they sum to 1.
     """
     curves = np.exp(np.random.default_rng(seed).normal(0, spread, (_RESAMPLES, len(spread))))
-    return {position: count / _RESAMPLES for position, count in wins(curves).items()}
+    return _shares(curves)
+
+
+def _shares(curves: np.ndarray) -> dict[int, float]:
+    return {position: count / len(curves) for position, count in wins(curves).items()}
 
 
 def log_spread(curves: np.ndarray) -> np.ndarray:
