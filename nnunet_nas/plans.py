@@ -10,12 +10,13 @@ with four spaces, keys unsorted), so that a plans file diffs by exactly what was
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -209,14 +210,50 @@ def add_configurations(
         EnvironmentProblem: no permission, no space, or another process keeps the lock. The file is as it was.
     """
     target = path if output is None else separate_plans_path(path, output)
-    busy = f"another process has been writing {target} for {_LOCK_SECONDS:.0f} s: run the same command again"
-    # Where a link points to: whoever writes through the link and through the file must meet at the same lock.
-    with locked(Path(os.path.realpath(target)), timeout=_LOCK_SECONDS, busy=busy):
+    with _locked_plans(target):
         plans, written = _extended(path, target, derived, base_digests=base_digests, overwrite=overwrite)
         # A new separate file is written even if all it adds was copied with the rest: the user asked for the file.
         if written or not target.exists():
             replace_file(target, json.dumps(plans, indent=4).encode())
     return written
+
+
+def write_settings(path: Path, name: str, method: str, values: dict[str, Any], removed: Sequence[str] = ()) -> None:
+    """Sets search settings of a configuration: the only key that is ever written into an existing one.
+
+    nnU-Net's inheritance replaces `nas_settings` as a whole. A configuration that inherits some and is given its own
+    therefore starts with a copy of what it inherits.
+
+    Args:
+        path: the plans file.
+        name: the configuration.
+        method: whose settings.
+        values: to set, by key.
+        removed: keys to take back; empty dictionaries vanish with the last of them.
+
+    Raises:
+        DataProblem: unknown configuration, or a broken plans file.
+        EnvironmentProblem: no permission, no space, or another process keeps the lock. The file is as it was.
+    """
+    with _locked_plans(path):
+        plans = read_plans(path)
+        settings = resolve_configuration(plans, name).get("nas_settings", {})
+        ours = {**settings.get(method, {}), **values}
+        settings[method] = {key: value for key, value in ours.items() if key not in removed}
+        entry = plans["configurations"][name]
+        entry["nas_settings"] = {key: value for key, value in settings.items() if value}
+        inherited = resolve_configuration(plans, entry["inherits_from"]) if "inherits_from" in entry else {}
+        if entry["nas_settings"] == inherited.get("nas_settings", {}):
+            del entry["nas_settings"]
+        replace_file(path, json.dumps(plans, indent=4).encode())
+
+
+@contextlib.contextmanager
+def _locked_plans(path: Path) -> Iterator[None]:
+    busy = f"another process has been writing {path} for {_LOCK_SECONDS:.0f} s: run the same command again"
+    # Where a link points to: whoever writes through the link and through the file must meet at the same lock.
+    with locked(Path(os.path.realpath(path)), timeout=_LOCK_SECONDS, busy=busy):
+        yield
 
 
 def check_configurations(

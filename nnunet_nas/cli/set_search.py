@@ -1,0 +1,96 @@
+"""Shows or changes the settings of a search, which stand in the plans file under nas_settings.
+
+Without key=value all settings are shown: value, default, and where the default comes from (the paper, its predecessors,
+or our choice). key=default takes a change back.
+
+examples:
+  nnunet_nas set_search -d 4 -c 2d -m iac_lth
+  nnunet_nas set_search -d 4 -c 2d -m iac_lth num_iterations_per_epoch=50 augmentation=false
+  nnunet_nas set_search -d 4 -c 2d_iaclth -m iac_retrofit num_epochs=default
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from nnunet_nas.cli.common import add_dataset_arguments, format_table, train_and_predict_commands
+from nnunet_nas.environment import dataset_number, find_preprocessed_dataset
+from nnunet_nas.plans import plans_path, read_plans, resolve_configuration, write_settings
+from nnunet_nas.settings import (
+    METHODS,
+    checked_values,
+    overrides,
+    parse_assignments,
+    settings_class,
+    settings_table,
+)
+
+SUMMARY = "show or change the settings of a search"
+_HEADER = ("setting", "value", "default", "default from", "set in", "meaning")
+_TRAINERS = {"iac": "nnUNetTrainerIACSearch", "iac_lth": "nnUNetTrainerIACLTHSearch"}
+_RETROFIT = "nnUNetTrainerIACRetrofit"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options, in nnU-Net's spelling."""
+    add_dataset_arguments(parser)
+    parser.add_argument("-c", required=True, metavar="CONFIGURATION", help="configuration that is searched on")
+    parser.add_argument("-m", required=True, choices=METHODS, metavar="METHOD", help=f"one of {', '.join(METHODS)}")
+    parser.add_argument("assignments", nargs="*", metavar="key=value", help="settings to change")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes what was given, then shows all, or what was changed."""
+    dataset = find_preprocessed_dataset(args.d)
+    path, cls = plans_path(dataset, args.p), settings_class(args.m)
+    values, removed = parse_assignments(cls, args.assignments)
+    configuration = resolve_configuration(read_plans(path), args.c)
+    # Before anything is written, so that a broken entry of an earlier hand is named and not mixed with a new one.
+    checked_values(cls, {k: v for k, v in overrides(configuration, args.m).items() if k not in {*values, *removed}})
+    if args.assignments:
+        write_settings(path, args.c, args.m, values, removed)
+    plans = read_plans(path)
+    rows = settings_table(cls, resolve_configuration(plans, args.c), _owner(plans, args.c))
+    if args.json:
+        print(
+            json.dumps({"configuration": args.c, "method": args.m, "settings": [asdict(row) for row in rows]}, indent=4)
+        )
+        return 0
+    shown = [row for row in rows if not args.assignments or row.key in {*values, *removed}]
+    cells = [[row.key, _text(row.value), _text(row.default), row.source, row.origin, row.help] for row in shown]
+    print(format_table(_HEADER, cells, left=len(_HEADER)))
+    print("next: export nnUNet_extTrainer=$(nnunet_nas ext_path)", file=sys.stderr)
+    print(f"next: {_train_command(plans, args, dataset_number(dataset.name))}", file=sys.stderr)
+    return 0
+
+
+def _owner(plans: dict[str, Any], name: str) -> str:
+    """The configuration whose entry holds the settings in force: itself, or the nearest that it inherits from."""
+    current: str | None = name
+    while current is not None:
+        entry = plans["configurations"][current]
+        if "nas_settings" in entry:
+            return current
+        current = entry.get("inherits_from")
+    return name
+
+
+def _train_command(plans: dict[str, Any], args: argparse.Namespace, number: int) -> str:
+    configuration, trainer = args.c, _TRAINERS.get(args.m, _RETROFIT)
+    searched = (plans["configurations"][args.c].get("nas") or {}).get("method") in _TRAINERS
+    if trainer == _RETROFIT and not searched:
+        configuration = f"{args.c}_iaclth"
+    return train_and_predict_commands(str(number), configuration, args.p, trainer)[0]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return value or '""' if isinstance(value, str) else f"{value:g}"

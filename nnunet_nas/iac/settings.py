@@ -1,0 +1,86 @@
+"""Settings of the searches and of the retrofit; the paper's values are the defaults.
+
+Paper: IAC-LTH. `source` says where a default comes from: "paper"; "predecessor" (PC-DARTS and DARTS, which the paper
+follows); "our choice" where all of them are silent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from nnunet_nas.settings import setting
+
+
+@dataclass(frozen=True)
+class CellSettings:
+    """What both searches share."""
+
+    num_epochs: int = setting(200, "paper", "epochs at most", minimum=1)
+    warmup_epochs: int = setting(15, "paper", "epochs that train cell weights only", minimum=0)
+    num_iterations_per_epoch: int = setting(250, "our choice", "training iterations per epoch (nnU-Net's)", minimum=1)
+    num_val_iterations_per_epoch: int = setting(
+        10, "our choice", "validation iterations per epoch, for the picture only; 0 skips them", minimum=0
+    )
+    backbone_trainer: str | None = setting(
+        None, "our choice", "trainer of the backbone; none: nnUNetTrainer, or else the only one that is there"
+    )
+    backbone_checkpoint: str = setting(
+        "checkpoint_final.pth", "our choice", "checkpoint of the backbone: a file name in its fold's folder, or a path"
+    )
+    augmentation: bool = setting(True, "paper", "nnU-Net's augmentation; false is the paper's no-augmentation regime")
+    seed: int = setting(0, "our choice", "random seed of weights, batches and the split of IAC", minimum=0)
+    partial_channels: int = setting(4, "paper", "K: one K-th of the channels goes through mixed operations", minimum=1)
+    minimum_width: int = setting(16, "our choice", "least channels of a cell, rounded up to a multiple of K", minimum=1)
+    width_divisor: int = setting(4, "our choice", "a cell has the skip's channels divided by this (4c = C)", minimum=1)
+    norm: Literal["backbone", "instance", "batch"] = setting(
+        "backbone", "our choice", "normalisation in the cells; the paper's is batch"
+    )
+    weights_lr: float = setting(0.01, "paper", "initial learning rate of the cell weights (SGD)", minimum=0)
+    architecture_lr: float = setting(0.001, "paper", "initial learning rate of alpha and beta (Adam)", minimum=0)
+    eta_min: float = setting(0.0, "our choice", "final learning rate of both, as a share of the initial", minimum=0)
+    annealing_power: float = setting(10.0, "our choice", "p of cosine power annealing; 1 is plain cosine", minimum=1)
+    suffix: str = setting("", "our choice", "appended to the name of the new configuration, for searches side by side")
+    edge_nonlinearity: Literal["elu", "identity", "softplus"] = setting(
+        "elu", "our choice", "phi, applied to beta before the softmax over the edges into a node"
+    )
+
+
+@dataclass(frozen=True)
+class IACSettings(CellSettings):
+    """`nas_settings.iac`: bilevel search of fixed length (section 3.3)."""
+
+    method: ClassVar[str] = "iac"
+
+
+@dataclass(frozen=True)
+class IACLTHSettings(CellSettings):
+    """`nas_settings.iac_lth`: one-level search with stability tests and pruning (section 5)."""
+
+    method: ClassVar[str] = "iac_lth"
+
+    tau0: float = setting(1e-10, "our choice", "initial threshold of the Jensen-Shannon divergence, nats", minimum=0)
+    gamma: float = setting(1.5, "our choice", "factor on the threshold after each failed test", minimum=1)
+    outlier_k: float = setting(1.0, "our choice", "prunes operations below mean - k * standard deviation", minimum=0)
+
+
+@dataclass(frozen=True)
+class IACRetrofitSettings:
+    """`nas_settings.iac_retrofit`: training of the discrete cells in the frozen backbone (stage III, section 6.4)."""
+
+    method: ClassVar[str] = "iac_retrofit"
+
+    num_epochs: int = setting(200, "paper", "epochs", minimum=1)
+    num_iterations_per_epoch: int = setting(250, "our choice", "training iterations per epoch (nnU-Net's)", minimum=1)
+    num_val_iterations_per_epoch: int = setting(
+        50, "our choice", "validation iterations per epoch (nnU-Net's)", minimum=1
+    )
+    backbone_checkpoint: str = setting(
+        "checkpoint_final.pth", "our choice", "checkpoint of the backbone: a file name in its fold's folder, or a path"
+    )
+    augmentation: bool = setting(True, "paper", "nnU-Net's augmentation; false is the paper's no-augmentation regime")
+    seed: int = setting(0, "our choice", "random seed of fresh cell weights", minimum=0)
+    initial_lr: float = setting(0.01, "paper", "initial learning rate, nnU-Net's optimiser and schedule", minimum=0)
+    init: Literal["auto", "theta_0", "random"] = setting(
+        "auto", "paper", "auto: theta_0 after IAC-LTH, fresh random weights after IAC"
+    )

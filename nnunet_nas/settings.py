@@ -1,0 +1,256 @@
+"""Settings of the searches: one frozen dataclass per method, overridden in the plans.
+
+Plans are where nnU-Net users change things: `configurations[C].nas_settings = {method: {key: value}}`. Every value is
+checked against its field; an unknown or ill-typed key is an error that lists what there is. Neither torch nor nnU-Net
+is imported here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import math
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, Literal, TypeVar
+
+from nnunet_nas.errors import DataProblem, UsageError
+
+Source = Literal["paper", "predecessor", "our choice"]
+Settings = TypeVar("Settings")
+_CLASSES = {
+    "iac": "nnunet_nas.iac.settings:IACSettings",
+    "iac_lth": "nnunet_nas.iac.settings:IACLTHSettings",
+    "iac_retrofit": "nnunet_nas.iac.settings:IACRetrofitSettings",
+}
+METHODS = tuple(_CLASSES)
+
+
+def setting(default: Any, source: Source, help_text: str, *, minimum: float | None = None) -> Any:
+    """A field of a settings dataclass.
+
+    Args:
+        default: its value without an override.
+        source: where the default comes from.
+        help_text: what it is, with its unit.
+        minimum: least value allowed, of numbers.
+    """
+    return field(default=default, metadata={"source": source, "help": help_text, "minimum": minimum})
+
+
+def settings_class(method: str) -> type:
+    """The dataclass of a method.
+
+    Raises:
+        DataProblem: unknown method.
+    """
+    if method not in _CLASSES:
+        raise DataProblem(f"nas_settings: unknown method {method!r}; known: {', '.join(METHODS)}")
+    module, name = _CLASSES[method].split(":")
+    found: type = getattr(importlib.import_module(module), name)
+    return found
+
+
+def read_settings(cls: type[Settings], configuration: dict[str, Any]) -> Settings:
+    """The settings of a method for a configuration.
+
+    Args:
+        cls: the method's dataclass.
+        configuration: resolved, with everything that it inherits.
+
+    Raises:
+        DataProblem: `nas_settings` holds an unknown method or key, or a value that its key does not allow.
+    """
+    return cls(**checked_values(cls, overrides(configuration, cls.method)))  # type: ignore[attr-defined]
+
+
+def overrides(configuration: dict[str, Any], method: str) -> dict[str, Any]:
+    """What a configuration sets for a method, as it stands in the plans.
+
+    Raises:
+        DataProblem: `nas_settings` is not made of methods and their settings.
+    """
+    content = configuration.get("nas_settings", {})
+    if not isinstance(content, dict):
+        raise DataProblem(f"nas_settings must be {{method: {{key: value}}}}, not {content!r}: correct the plans")
+    for name, values in content.items():
+        settings_class(name)
+        if not isinstance(values, dict):
+            raise DataProblem(f"nas_settings.{name} must be {{key: value}}, not {values!r}: correct the plans")
+    found: dict[str, Any] = content.get(method, {})
+    return found
+
+
+def checked_values(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Values by key, converted to the types of their fields.
+
+    Raises:
+        DataProblem: an unknown key or a value that is not allowed.
+    """
+    return {key: _checked(cls, key, value) for key, value in values.items()}
+
+
+def parse_assignments(cls: type, assignments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """`key=value` words of a command line.
+
+    Args:
+        cls: the method's dataclass.
+        assignments: words; `key=default` takes an override back.
+
+    Returns:
+        values to set by key, and keys to take back.
+
+    Raises:
+        UsageError: no `=`, an unknown key, or a value that is not allowed.
+    """
+    values, removed = {}, []
+    for word in assignments:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise UsageError(f"{word}: write key=value; known keys: {', '.join(_fields(cls))}")
+        try:
+            if text == "default":
+                _field(cls, key)
+                removed.append(key)
+            else:
+                values[key] = _checked(cls, key, _from_text(_type(cls, key), text))
+        except DataProblem as error:
+            raise UsageError(str(error)) from error
+    return values, removed
+
+
+@dataclass(frozen=True)
+class SettingRow:
+    """One setting as it is shown to a person.
+
+    Attributes:
+        key: its name.
+        value: in force.
+        default: without an override.
+        source: where the default comes from.
+        origin: where the value comes from: `default`, or the configuration that sets it.
+        help: what it is.
+    """
+
+    key: str
+    value: Any
+    default: Any
+    source: str
+    origin: str
+    help: str
+
+
+def settings_table(cls: type, configuration: dict[str, Any], set_in: str) -> list[SettingRow]:
+    """All settings of a method for a configuration.
+
+    Args:
+        cls: the method's dataclass.
+        configuration: resolved.
+        set_in: name of the configuration whose plans entry holds the overrides, itself or one it inherits from.
+    """
+    given = checked_values(cls, overrides(configuration, cls.method))  # type: ignore[attr-defined]
+    return [
+        SettingRow(
+            key=key,
+            value=given.get(key, item.default),
+            default=item.default,
+            source=item.metadata["source"],
+            origin=set_in if key in given else "default",
+            help=item.metadata["help"],
+        )
+        for key, item in _fields(cls).items()
+    ]
+
+
+def _fields(cls: type) -> dict[str, Field[Any]]:
+    return {item.name: item for item in fields(cls)}
+
+
+def _field(cls: Any, key: str) -> Field[Any]:
+    known = _fields(cls)
+    if key not in known:
+        near = difflib.get_close_matches(key, known, 1)
+        hint = f", did you mean {near[0]}?" if near else ";"
+        raise DataProblem(f"unknown setting {key!r} of {cls.method}{hint} known: {', '.join(known)}")
+    assert known[key].default is not MISSING
+    return known[key]
+
+
+def _type(cls: type, key: str) -> Any:
+    _field(cls, key)
+    return typing.get_type_hints(cls)[key]
+
+
+def _checked(cls: Any, key: str, value: Any) -> Any:
+    item, kind = _field(cls, key), _type(cls, key)
+    converted = _converted(kind, value)
+    minimum = item.metadata["minimum"]
+    least = "" if minimum is None else f" of at least {minimum}"
+    wrong = converted is _WRONG
+    if not wrong and minimum is not None and converted is not None:
+        numbers = converted if isinstance(converted, tuple) else (converted,)
+        wrong = any(number < minimum for number in numbers)
+    if wrong:
+        raise DataProblem(
+            f"setting {cls.method}.{key} must be {_describe(kind)}{least}, not {value!r}; mend it with nnunet_nas "
+            f"set_search ... -m {cls.method} {key}=VALUE, or {key}=default"
+        )
+    return converted
+
+
+_WRONG = object()
+
+
+def _converted(kind: Any, value: Any) -> Any:
+    """The value as its field holds it, or `_WRONG`."""
+    if isinstance(kind, types.UnionType):
+        return None if value is None else _converted(_required(kind), value)
+    options = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        return value if isinstance(value, str) and value in options else _WRONG
+    if typing.get_origin(kind) is tuple:
+        parts = tuple(_converted(options[0], part) for part in value) if isinstance(value, (list, tuple)) else ()
+        return parts if parts and _WRONG not in parts else _WRONG
+    return _converted_scalar(kind, value)
+
+
+def _converted_scalar(kind: type, value: Any) -> Any:
+    """A bool is no number; an integer may stand for a float; infinite and undefined numbers are wrong."""
+    if kind is float and type(value) is int:
+        value = float(value)
+    finite = not isinstance(value, float) or math.isfinite(value)
+    return value if type(value) is kind and finite else _WRONG
+
+
+def _from_text(kind: Any, text: str) -> Any:
+    """What a word of a command line means for a field; words that mean nothing stay text, and are refused later."""
+    if isinstance(kind, types.UnionType):
+        return None if text.lower() == "none" else _from_text(_required(kind), text)
+    if typing.get_origin(kind) is tuple:
+        part_kind = typing.get_args(kind)[0]
+        return [_from_text(part_kind, part) for part in text.strip("[]()").split(",") if part.strip()]
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def _required(kind: Any) -> Any:
+    """`T` of `T | None`."""
+    return next(option for option in typing.get_args(kind) if option is not types.NoneType)
+
+
+def _describe(kind: Any) -> str:
+    options = typing.get_args(kind)
+    if isinstance(kind, types.UnionType):
+        return f"{_describe(_required(kind))} or none"
+    if typing.get_origin(kind) is Literal:
+        return f"one of {', '.join(options)}"
+    if typing.get_origin(kind) is tuple:
+        return f"a list (comma-separated) of {_describe(options[0])}"
+    return {int: "an integer", float: "a number", bool: "true or false", str: "text"}[kind]
