@@ -1,0 +1,142 @@
+"""When an edge has settled and what it may forget: the stability test and pruning of IAC-LTH (sections 5.2 to 5.5).
+
+NumPy in float64 throughout: the rounding of float32 (6e-8) lies above the thresholds of the test. The thresholds and
+`outlier_k` are our choice, calibrated so that the search ends where the paper's does (its own values are lost).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_nas.iac.genotype import EDGES, OPERATIONS
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+_EPSILON = 1e-12
+
+
+def distributions(importance: Floats, active: Mask) -> Floats:
+    """Importances as one distribution over the active operations per edge (Eq. 19).
+
+    Args:
+        importance: I = p w, not negative, (14, 7).
+        active: operations that are considered, (14, 7).
+
+    Returns:
+        P, (14, 7), rows sum to 1; uniform over the active operations where their importances sum to 0.
+    """
+    kept = np.where(active, importance, 0.0)
+    total = kept.sum(axis=1, keepdims=True)
+    uniform = active / active.sum(axis=1, keepdims=True)
+    return np.where(total > 0, kept / np.where(total > 0, total, 1.0), uniform)
+
+
+def jensen_shannon(first: Floats, second: Floats) -> Floats:
+    """Jensen-Shannon divergence in nats along the last axis (Eq. 20): symmetric, 0 for equal, at most ln 2."""
+    middle = (first + second) / 2
+
+    def divergence(distribution: Floats) -> Floats:
+        return (distribution * np.log((distribution + _EPSILON) / (middle + _EPSILON))).sum(axis=-1)
+
+    return np.maximum((divergence(first) + divergence(second)) / 2, 0.0)
+
+
+def operations_to_prune(importance: Floats, active: Mask, k: float) -> Mask:
+    """What a stable edge drops (section 5.4): everything below mean - k std, or else the smallest.
+
+    Args:
+        importance: of one edge's operations, (7,).
+        active: those still there, (7,).
+        k: standard deviations (population) below the mean.
+
+    Returns:
+        the operations to drop, (7,); never all: the largest always stays. Ties go to the operation listed first.
+    """
+    drop = np.zeros_like(active)
+    if active.sum() < 2:
+        return drop
+    left = np.flatnonzero(active)
+    values = importance[left]
+    drop[left] = values < values.mean() - k * values.std()
+    if not drop.any():
+        drop[left[np.argmin(values)]] = True
+    drop[left[np.argmax(values)]] = False
+    if not drop.any():  # all equal: the smallest is the largest too
+        drop[left[-1]] = True
+    return drop
+
+
+@dataclass
+class StabilityPruning:
+    """The state of the stability test between epochs.
+
+    Attributes:
+        active: operations that are left, (14, 7).
+        tau: threshold per edge in nats, (14,); only ever relaxed.
+        previous: distributions at the last epoch, (14, 7); uniform at first, as constant alpha make them.
+        gamma: factor on tau after a failed test.
+        k: see `operations_to_prune`.
+    """
+
+    active: Mask
+    tau: Floats
+    previous: Floats
+    gamma: float
+    k: float
+
+    @classmethod
+    def start(cls, *, tau0: float, gamma: float, k: float) -> StabilityPruning:
+        """Before the first test: everything active."""
+        shape = (len(EDGES), len(OPERATIONS))
+        return cls(np.ones(shape, bool), np.full(len(EDGES), tau0), np.full(shape, 1 / len(OPERATIONS)), gamma, k)
+
+    @property
+    def settled(self) -> bool:
+        """Whether every edge has one operation left, which ends the search."""
+        return bool((self.active.sum(axis=1) == 1).all())
+
+    def update(self, probabilities: Floats, weights: Floats) -> Floats:
+        """Tests and prunes every undecided edge at the end of an epoch.
+
+        Args:
+            probabilities: p, softmax over the active operations, (14, 7).
+            weights: w, of the edges into their node, (14,).
+
+        Returns:
+            the divergences that were tested, in nats, (14,); NaN for edges that were decided already.
+        """
+        importance = probabilities * weights[:, None]
+        current = distributions(importance, self.active)
+        divergence = jensen_shannon(current, distributions(self.previous, self.active))
+        undecided = self.active.sum(axis=1) > 1
+        stable = undecided & (divergence < self.tau)
+        for row in np.flatnonzero(stable):
+            self.active[row] &= ~operations_to_prune(importance[row], self.active[row], self.k)
+        self.tau[undecided & ~stable] *= self.gamma
+        self.previous = current
+        return np.where(undecided, divergence, np.nan)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that a restart needs, exact to the last bit."""
+        return {
+            "active": self.active.tolist(),
+            "tau": self.tau.tolist(),
+            "previous": self.previous.tolist(),
+            "gamma": self.gamma,
+            "k": self.k,
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> StabilityPruning:
+        """Reads what `to_json` writes."""
+        return cls(
+            np.array(content["active"], bool),
+            np.array(content["tau"], np.float64),
+            np.array(content["previous"], np.float64),
+            content["gamma"],
+            content["k"],
+        )

@@ -1,0 +1,196 @@
+"""Stage III: the discrete cells are trained in the frozen backbone (IAC-LTH, sections 3.4 and 6.4).
+
+The checkpoints are complete models and name nnU-Net's own trainer: only training differs here, and what predicts is the
+network that the plans name. So `nnUNetv2_predict`, ensembling, export and import need this package and no
+environment variable.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch._dynamo import OptimizedModule
+
+from nnunet_nas.backbone import STOCK_TRAINER, BackboneAddress, load_backbone_checkpoint
+from nnunet_nas.environment import folder_from_environment
+from nnunet_nas.errors import DataProblem, exit_with_one_line
+from nnunet_nas.files import replace_file
+from nnunet_nas.iac.network import SkipUNet, load_backbone
+from nnunet_nas.iac.settings import IACRetrofitSettings
+from nnunet_nas.plans import resolve_configuration, staleness
+from nnunet_nas.search import InheritedAugmentation
+from nnunet_nas.settings import read_settings
+
+
+class nnUNetTrainerIACRetrofit(InheritedAugmentation):
+    """Trains cell weights with nnU-Net's loss, optimiser and schedule; everything else stays as the backbone had it."""
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ) -> None:
+        with exit_with_one_line():
+            self.settings = read_settings(IACRetrofitSettings, resolve_configuration(plans, configuration))
+            self.record = _searched(plans, configuration)
+            super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = self.settings.num_epochs
+        self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = self.settings.num_val_iterations_per_epoch
+        self.initial_lr = self.settings.initial_lr
+        # With two stages nnU-Net's weights of the deep supervision levels are 0/0.
+        self.enable_deep_supervision = self.configuration_manager.network_arch_init_kwargs.get("n_stages", 3) > 2
+        if not self.settings.augmentation:
+            self.switch_augmentation_off()
+        self._resumed = False
+
+    def initialize(self) -> None:
+        """nnU-Net's initialisation with fresh weights by the seed of the settings."""
+        random.seed(self.settings.seed)
+        np.random.seed(self.settings.seed % 2**32)
+        torch.manual_seed(self.settings.seed)
+        with exit_with_one_line():
+            super().initialize()
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """nnU-Net's optimiser for the cells alone."""
+        self.unwrapped().freeze_backbone()
+        cells = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        optimizer, scheduler = super().configure_optimizers()
+        for group in optimizer.param_groups:
+            group["params"] = cells
+        return optimizer, scheduler
+
+    def unwrapped(self) -> SkipUNet:
+        """The network without the wrappers of compilation and of several GPUs."""
+        network: Any = self.network
+        if isinstance(network, torch.nn.parallel.DistributedDataParallel):
+            network = network.module
+        if isinstance(network, OptimizedModule):
+            network = network._orig_mod
+        return network
+
+    def on_train_start(self) -> None:
+        """Loads backbone and initial cell weights before nnU-Net's preparations, unless a training goes on."""
+        with exit_with_one_line():
+            if not self.was_initialized:
+                self.initialize()
+            if not self._resumed:
+                self.start_from_backbone()
+            super().on_train_start()
+
+    def start_from_backbone(self) -> None:
+        """Puts this fold's backbone and the initial cell weights into the network.
+
+        Raises:
+            DataProblem: no backbone of this fold, one that does not fit, or theta_0 was lost.
+        """
+        network = self.unwrapped()
+        backbone = load_backbone_checkpoint(self._backbone_address(), self.plans_manager.plans)
+        load_backbone(network, backbone.weights)
+        self.inherit_mirroring(backbone.mirroring)
+        self.print_to_log_file(f"Backbone: {backbone.path}")
+        if self._starts_from_theta_0():
+            path = self._search_folder() / "theta_0.pth"
+            _load_theta_0(network, path)
+            self.print_to_log_file(f"Initial weights of the cells: {path}")
+        else:
+            self.print_to_log_file(f"Initial weights of the cells: random, seed {self.settings.seed}")
+
+    def _backbone_address(self) -> BackboneAddress:
+        plans = self.plans_manager.plans
+        return BackboneAddress(
+            dataset=plans["dataset_name"],
+            plans=plans["plans_name"],
+            configuration=plans["configurations"][self.configuration_name]["inherits_from"],
+            fold=self.fold,
+            trainer=self.record["backbone_trainer"],
+            checkpoint=self.settings.backbone_checkpoint,
+        )
+
+    def _starts_from_theta_0(self) -> bool:
+        if self.settings.init == "auto":
+            return bool(self.record["method"] == "iac_lth")
+        return self.settings.init == "theta_0"
+
+    def _search_folder(self) -> Path:
+        results = folder_from_environment("nnUNet_results")
+        return results / self.plans_manager.dataset_name / self.record["search_folder"]
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint, written atomically, under the name of nnU-Net's trainer; see the module."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            return
+        content = io.BytesIO()
+        torch.save(self._checkpoint(), content)
+        replace_file(Path(filename), content.getvalue())
+
+    def _checkpoint(self) -> dict[str, Any]:
+        return {
+            "network_weights": self.unwrapped().state_dict(),
+            "optimizer_state": self.optimizer.state_dict(),
+            "grad_scaler_state": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
+            "logging": self.logger.get_checkpoint(),
+            "_best_ema": self._best_ema,
+            "current_epoch": self.current_epoch + 1,
+            "init_args": self.my_init_kwargs,
+            "trainer_name": STOCK_TRAINER,
+            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+        }
+
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        """nnU-Net's; a training that goes on does not start from the backbone again."""
+        self._resumed = True
+        super().load_checkpoint(filename_or_checkpoint)
+        self.inherit_mirroring(self.inference_allowed_mirroring_axes)
+
+
+def _searched(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+    """The provenance of a searched configuration.
+
+    Raises:
+        DataProblem: the configuration has no cells, or its base has changed since.
+    """
+    record: dict[str, Any] = plans["configurations"].get(configuration, {}).get("nas") or {}
+    if record.get("method") not in ("iac", "iac_lth"):
+        ours = [name for name, entry in plans["configurations"].items() if entry.get("nas", {}).get("search_folder")]
+        raise DataProblem(
+            f"configuration {configuration} has no searched cells; search them with -tr nnUNetTrainerIACLTHSearch, or "
+            f"choose one of: {', '.join(ours) or 'none yet'}"
+        )
+    stale = staleness(plans, configuration)
+    if stale:
+        raise DataProblem(f"configuration {configuration} is stale, {stale}: restore the plans, or search again")
+    return record
+
+
+def _load_theta_0(network: SkipUNet, path: Path) -> None:
+    """Resets the cells to the weights that the search began with; norms start at one and zero.
+
+    Raises:
+        DataProblem: the file is missing, or does not fit the genotype.
+    """
+    from nnunet_nas.iac.supernet import discrete_state
+
+    if not path.is_file():
+        raise DataProblem(
+            f"{path} is missing, the initial weights that IAC-LTH goes back to: restore it, or start from fresh ones "
+            f"with nnunet_nas set_search ... -m iac_retrofit init=random"
+        )
+    cells = network.decoder.skip_modules
+    weights = discrete_state(torch.load(path, map_location="cpu", weights_only=True), cells[0].genotype)
+    own = network.state_dict()
+    if any(key not in own or own[key].shape != value.shape for key, value in weights.items()):
+        raise DataProblem(f"{path} does not fit the cells of this configuration: was it searched again since?")
+    network.load_state_dict(weights, strict=False)
+    for cell in cells:
+        if cell.residual:
+            cell.zero_output()

@@ -1,0 +1,320 @@
+"""The supernet of the search: every candidate operation on every edge, relaxed and shared by all levels.
+
+Paper: IAC-LTH, sections 3.2 and 3.3, after PC-DARTS. The first c/K channels of a node go through the mixed operations,
+the others pass, both are concatenated and shuffled. Weights are stored at full width c and sliced to c/K in the
+search (our choice): they can be put back to their initial values for the discrete cell. Only 1/K of a depthwise and
+1/K^2 of a pointwise weight takes part in the search.
+
+What makes a step cheap, with the same result as one module per edge and operation:
+- A depthwise and the following pointwise convolution are linear: their product is one small dense kernel, which costs
+  more arithmetic, runs several times faster and saves no activation in between.
+- All edges that leave a node share its ReLU, and each operation of theirs is one convolution (grouped where inputs
+  differ). Pooling and identity are computed once per node.
+- The coefficient p w of a convolution is the scale of its last norm: no product to compute, none to save.
+- Pruned operations are absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nnunet_nas.iac.cell import COMPUTED_NODES, cell_width
+from nnunet_nas.iac.genotype import EDGES, INPUT_NODES, NODES, OPERATIONS, Genotype
+from nnunet_nas.iac.network import SKIP_PREFIX, SkipUNet
+from nnunet_nas.iac.operations import CONVOLUTIONS, norm_kind, pool
+from nnunet_nas.iac.relaxation import edge_weights, operation_probabilities
+from nnunet_nas.iac.settings import CellSettings
+
+_EPSILON = 1e-5
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+_SHARED = ("identity", "max_pool_3", "avg_pool_3")
+_LEAVING = tuple(tuple(row for row, (source, _) in enumerate(EDGES) if source == node) for node in range(NODES))
+_HE_GAIN = (2 / (1 + 1e-2**2)) ** 0.5
+
+
+class Mixture:
+    """The relaxed cell of one step, computed once and read by every level.
+
+    Attributes:
+        coefficients: p w, (14, 7).
+        weights: w, (14,).
+        active: operations that are left, per edge.
+    """
+
+    def __init__(self, coefficients: Tensor, weights: Tensor, active: NDArray[np.bool_]) -> None:
+        self.coefficients, self.weights, self.active = coefficients, weights, active
+
+    def rows(self, node: int, operation: str) -> tuple[int, ...]:
+        """Edges that leave a node and still have an operation."""
+        column = OPERATIONS.index(operation)
+        return tuple(row for row in _LEAVING[node] if self.active[row, column])
+
+    def of(self, rows: Sequence[int], operation: str) -> Tensor:
+        """Coefficients of an operation on some edges, (len(rows),)."""
+        return self.coefficients[list(rows), OPERATIONS.index(operation)]
+
+
+class SuperCell(nn.Module):
+    """The relaxed cell of one level."""
+
+    def __init__(
+        self,
+        *,
+        skip_channels: int,
+        width: int,
+        partial: int,
+        conv_op: type[nn.Module],
+        norm: str,
+        kernel: Sequence[int],
+    ) -> None:
+        """Builds the weights of all candidates.
+
+        Args:
+            skip_channels: C, channels of the skip and of the upsampled tensor.
+            width: c, channels of a node, a multiple of K.
+            partial: K.
+            conv_op: `torch.nn.Conv2d` or `Conv3d`.
+            norm: `instance` or `batch`; always from the present batch, without affine parameters.
+            kernel: the U-Net's kernel at this level, per axis.
+        """
+        super().__init__()
+        self.width, self.partial, self.norm, self.level_kernel = width, partial, norm, tuple(kernel)
+        self.convolve = F.conv2d if len(self.level_kernel) == 2 else F.conv3d
+        self.project_skip = conv_op(skip_channels, width, 1, bias=False)
+        self.project_up = conv_op(skip_channels, width, 1, bias=False)
+        self.depthwise, self.pointwise = nn.ParameterDict(), nn.ParameterDict()
+        ones = (1,) * len(self.level_kernel)
+        for name, shape in CONVOLUTIONS.items():
+            for repeat in range(shape.repeats):
+                kernel_size = shape.kernel(self.level_kernel)
+                self.depthwise[f"{name}_{repeat}"] = nn.Parameter(torch.empty(len(EDGES), width, 1, *kernel_size))
+                self.pointwise[f"{name}_{repeat}"] = nn.Parameter(torch.empty(len(EDGES), width, width, *ones))
+        self.output = conv_op(COMPUTED_NODES * width, skip_channels, 1, bias=True)
+        self.reset_candidates()
+
+    def reset_candidates(self) -> None:
+        """He initialisation of every edge's weights on its own, as in the discrete cell."""
+        for weights in (*self.depthwise.values(), *self.pointwise.values()):
+            nn.init.normal_(weights, std=_HE_GAIN / weights[0, 0].numel() ** 0.5)
+
+    def forward(self, skip: Tensor, up: Tensor, mixture: Mixture) -> Tensor:
+        """What the decoder reads in place of the skip, (b, C, *spatial); arguments as in `Cell.forward`."""
+        nodes = [self._input(self.project_skip, skip), self._input(self.project_up, up)]
+        mixed: dict[int, list[Tensor]] = {node: [] for node in range(INPUT_NODES, NODES)}
+        for node in range(NODES - 1):
+            if node >= INPUT_NODES:
+                nodes.append(self._node(node, nodes, mixed[node], mixture))
+            self._send(node, nodes[node][:, : self.width // self.partial], mixed, mixture)
+        nodes.append(self._node(NODES - 1, nodes, mixed[NODES - 1], mixture))
+        return self.output(torch.cat(nodes[INPUT_NODES:], 1)).contiguous()
+
+    def _input(self, projection: nn.Module, x: Tensor) -> Tensor:
+        """Node 0 or 1. On the CPU channels come last in memory: gradients of the kernels are several times faster."""
+        projected: Tensor = projection(x)
+        if x.device.type == "cpu":
+            projected = projected.contiguous(memory_format=_CHANNELS_LAST[x.ndim])
+        return self._normalise(projected)
+
+    def _send(self, node: int, x: Tensor, mixed: dict[int, list[Tensor]], mixture: Mixture) -> None:
+        """Adds what a node contributes to every later one; `x` is its first c/K channels."""
+        # Operations with the same edges left are summed before they are divided among the targets.
+        sums: dict[tuple[int, ...], Tensor] = {}
+        for rows, outputs in self._outputs(node, x, mixture):
+            sums[rows] = sums[rows] + outputs if rows in sums else outputs
+        for rows, outputs in sums.items():
+            for row, output in zip(rows, outputs.chunk(len(rows), 1), strict=True):
+                mixed[EDGES[row][1]].append(output)
+
+    def _outputs(self, node: int, x: Tensor, mixture: Mixture) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+        """Per operation the edges that still have it and its weighted outputs, (b, edges * c/K, *spatial)."""
+        for name in _SHARED:
+            rows = mixture.rows(node, name)
+            if rows:
+                yield rows, self._shared(name, x, mixture.of(rows, name))
+        rectified: Tensor | None = None
+        for name in CONVOLUTIONS:
+            rows = mixture.rows(node, name)
+            if rows:
+                rectified = F.relu(x) if rectified is None else rectified
+                yield rows, self._convolution(name, rows, rectified, mixture.of(rows, name))
+
+    def _shared(self, name: str, x: Tensor, scale: Tensor) -> Tensor:
+        """Identity or pooling, computed once and weighted per edge by a 1x1 convolution."""
+        if name != "identity":
+            size = tuple(1 if length == 1 else 3 for length in self.level_kernel)
+            x = self._normalise(pool(x, name[:3], size))
+        kernel = (scale[:, None, None] * torch.eye(x.shape[1], device=x.device, dtype=x.dtype)).flatten(0, 1)
+        return self.convolve(x, kernel.view(*kernel.shape, *(1,) * len(self.level_kernel)))
+
+    def _convolution(self, name: str, rows: Sequence[int], x: Tensor, scale: Tensor) -> Tensor:
+        """One operation of all edges that leave a node.
+
+        Args:
+            name: the operation.
+            rows: the edges.
+            x: ReLU of the node's first c/K channels, (b, c/K, *spatial).
+            scale: coefficient per edge.
+
+        Returns:
+            the operation's outputs times their coefficients, (b, len(rows) * c/K, *spatial).
+        """
+        shape = CONVOLUTIONS[name]
+        groups = 1
+        for repeat in range(shape.repeats):
+            kernel = self._kernel(f"{name}_{repeat}", rows)
+            padding = shape.padding(self.level_kernel)
+            y = self.convolve(x, kernel, None, 1, padding, shape.dilation, groups)
+            last = repeat == shape.repeats - 1
+            y = self._normalise(y, scale.repeat_interleave(y.shape[1] // len(rows)) if last else None)
+            x, groups = y if last else F.relu_(y), len(rows)
+        return x
+
+    def _kernel(self, name: str, rows: Sequence[int]) -> Tensor:
+        """Depthwise times pointwise, sliced to the channels that take part: (len(rows) * c/K, c/K, *kernel)."""
+        channels = self.width // self.partial
+        depthwise = self.depthwise[name][list(rows), :channels].transpose(1, 2)
+        pointwise = self.pointwise[name][list(rows), :channels, :channels]
+        return (pointwise * depthwise).flatten(0, 1)
+
+    def _normalise(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Norm over the present batch; `scale` per channel takes the place of the affine weight."""
+        if self.norm == "batch":
+            return F.batch_norm(x, None, None, scale, None, True, 0.0, _EPSILON)
+        if x.device.type == "cpu":
+            # Group norm with one channel per group is instance norm, and leaves channels last in memory.
+            return F.group_norm(x, x.shape[1], scale, None, _EPSILON)
+        return F.instance_norm(x, weight=scale, eps=_EPSILON)
+
+    def _node(self, node: int, nodes: list[Tensor], mixed: list[Tensor], mixture: Mixture) -> Tensor:
+        """Sum over the incoming edges, passed channels included, shuffled in K groups."""
+        total = mixed[0]
+        for term in mixed[1:]:
+            total = total + term
+        if self.partial == 1:
+            return total
+        channels = self.width // self.partial
+        passed: Tensor | None = None
+        for row, (source, target) in enumerate(EDGES):
+            if target == node:
+                term = nodes[source][:, channels:] * mixture.weights[row]
+                passed = term if passed is None else passed + term
+        assert passed is not None
+        return _shuffled(total, passed, self.partial)
+
+
+def _shuffled(mixed: Tensor, passed: Tensor, groups: int) -> Tensor:
+    """Channel shuffle of (mixed, passed): channel q * K + k is channel q of group k, and group 0 is the mixed part.
+
+    Written with channels last, so that tensors which lie so in memory stay so.
+    """
+    first, others = mixed.movedim(1, -1).unsqueeze(-1), passed.movedim(1, -1)
+    others = others.unflatten(-1, (groups - 1, mixed.shape[1])).transpose(-1, -2)
+    shuffled = torch.cat((first, others), -1).flatten(-2).movedim(-1, 1)
+    return shuffled if mixed.device.type == "cpu" else shuffled.contiguous()
+
+
+class IACSupernet(SkipUNet):
+    """A frozen backbone with the relaxed cell in every skip connection.
+
+    Attributes:
+        alpha: architecture parameters of the operations, (14, 7).
+        beta: architecture parameters of the edges, (14,).
+        active: operations that were not pruned, (14, 7).
+    """
+
+    def __init__(self, backbone: Any, settings: CellSettings) -> None:
+        encoder = backbone.encoder
+        norm = norm_kind(settings.norm, encoder.norm_op)
+
+        def cell(level: int, channels: int, kernel: Sequence[int]) -> SuperCell:
+            return SuperCell(
+                skip_channels=channels,
+                width=cell_width(
+                    channels,
+                    minimum=settings.minimum_width,
+                    divisor=settings.width_divisor,
+                    multiple=settings.partial_channels,
+                ),
+                partial=settings.partial_channels,
+                conv_op=encoder.conv_op,
+                norm=norm,
+                kernel=kernel,
+            )
+
+        super().__init__(backbone, cell)
+        self.dimensions = convert_conv_op_to_dim(encoder.conv_op)
+        self.nonlinearity = settings.edge_nonlinearity
+        self.alpha = nn.Parameter(torch.zeros(len(EDGES), len(OPERATIONS)))
+        self.beta = nn.Parameter(torch.zeros(len(EDGES)))
+        self.active = np.ones((len(EDGES), len(OPERATIONS)), bool)
+        self.freeze_backbone()
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Logits of images (b, c, *spatial); no gradient is kept for the encoder."""
+        with torch.no_grad():
+            skips = self.encoder(x)
+        return self.decoder(skips, self.mixture())
+
+    def mixture(self) -> Mixture:
+        """Coefficients of the present alpha and beta."""
+        active = torch.from_numpy(self.active).to(self.alpha.device)
+        weights = edge_weights(self.beta, self.nonlinearity)
+        return Mixture(operation_probabilities(self.alpha, active) * weights[:, None], weights, self.active)
+
+    def architecture_parameters(self) -> list[nn.Parameter]:
+        """Alpha and beta."""
+        return [self.alpha, self.beta]
+
+    def cell_parameters(self) -> list[nn.Parameter]:
+        """Weights of the cells."""
+        return [parameter for name, parameter in self.named_parameters() if name.startswith(SKIP_PREFIX)]
+
+    def cell_state(self) -> dict[str, Tensor]:
+        """State of the cells, without backbone, alpha and beta."""
+        return {key: value for key, value in self.state_dict().items() if key.startswith(SKIP_PREFIX)}
+
+    @torch.no_grad()
+    def continuous_cell(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Operation probabilities (14, 7) and edge weights (14,), computed in float64."""
+        alpha, beta = self.alpha.detach().double().cpu(), self.beta.detach().double().cpu()
+        probabilities = operation_probabilities(alpha, torch.from_numpy(self.active))
+        return probabilities.numpy(), edge_weights(beta, self.nonlinearity).numpy()
+
+    def widths(self) -> list[int]:
+        """Cell widths per level, highest resolution first, as plans list them."""
+        return [cell.width for cell in self.decoder.skip_modules][::-1]
+
+
+def discrete_state(state: dict[str, Tensor], genotype: Genotype) -> dict[str, Tensor]:
+    """Weights of the discrete cells out of a supernet's, at full width.
+
+    Args:
+        state: `IACSupernet.cell_state()` of the beginning (theta_0) or of any other epoch.
+        genotype: the operations to take.
+
+    Returns:
+        entries for `IACUNet.load_state_dict`, without norms, which start affine at one and zero.
+    """
+    result = {}
+    levels = sorted({int(key[len(SKIP_PREFIX) :].split(".")[0]) for key in state})
+    for level in levels:
+        prefix = f"{SKIP_PREFIX}{level}."
+        for part in ("project_skip", "project_up"):
+            result[f"{prefix}{part}.0.weight"] = state[f"{prefix}{part}.weight"]
+        for index, edge in enumerate(genotype.edges):
+            if edge.operation in CONVOLUTIONS:
+                for repeat in range(CONVOLUTIONS[edge.operation].repeats):
+                    for offset, kind in ((1, "depthwise"), (2, "pointwise")):
+                        key = f"{prefix}operations.{index}.{4 * repeat + offset}.weight"
+                        result[key] = state[f"{prefix}{kind}.{edge.operation}_{repeat}"][edge.row]
+        for part in ("weight", "bias"):
+            result[f"{prefix}output.{part}"] = state[f"{prefix}output.{part}"]
+    return result

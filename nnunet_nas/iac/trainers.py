@@ -1,0 +1,422 @@
+"""The searches for cells as nnU-Net trainers: IAC (section 3.3) and IAC-LTH (section 5)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnunet_nas.backbone import Backbone, BackboneAddress, load_backbone_checkpoint
+from nnunet_nas.distributed import broadcast
+from nnunet_nas.errors import DataProblem
+from nnunet_nas.files import replace_file
+from nnunet_nas.iac.drawing import draw_cell, draw_progress
+from nnunet_nas.iac.genotype import EDGES, OPERATIONS, Genotype, discretise
+from nnunet_nas.iac.history import SearchHistory, expected_end
+from nnunet_nas.iac.network import SkipUNet, load_backbone, require_skips
+from nnunet_nas.iac.pruning import StabilityPruning
+from nnunet_nas.iac.relaxation import cosine_power
+from nnunet_nas.iac.settings import CellSettings, IACLTHSettings, IACSettings
+from nnunet_nas.iac.supernet import IACSupernet
+from nnunet_nas.plans import DerivedConfiguration, provenance
+from nnunet_nas.search import SearchTrainer
+from nnunet_nas.settings import read_settings
+
+RETROFIT_TRAINER = "nnUNetTrainerIACRetrofit"
+THETA_0 = "theta_0.pth"
+GENOTYPE = "genotype.json"
+HISTORY = "search_history.npz"
+# Above this share of copying and pooling edges a cell has little to learn with: the known collapse of such searches.
+_COLLAPSED = 0.75
+
+
+class CellSearchTrainer(SearchTrainer):
+    """What IAC and IAC-LTH share: supernet, warm-up, annealing, records and result."""
+
+    result_suffix: ClassVar[str]
+    network: IACSupernet
+
+    def prepare(self) -> None:
+        """Puts the fold's trained backbone into the supernet, freezes it, and keeps the initial cell weights."""
+        self.backbone = self._load_backbone()
+        load_backbone(self.network, self.backbone.weights)
+        self.network.freeze_backbone()
+        self.history = SearchHistory()
+        self._theta_0 = _to_bytes(self.network.cell_state())
+
+    def _load_backbone(self) -> Backbone:
+        address = BackboneAddress(
+            dataset=self.plans_manager.dataset_name,
+            plans=self.plans_manager.plans_name,
+            configuration=self.configuration_name,
+            fold=self.fold,
+            trainer=self.settings.backbone_trainer,
+            checkpoint=self.settings.backbone_checkpoint,
+        )
+        backbone = load_backbone_checkpoint(address, self.plans_manager.plans)
+        self.inherit_mirroring(backbone.mirroring)
+        self.print_to_log_file(f"Backbone: {backbone.path}")
+        return backbone
+
+    def on_train_start(self) -> None:
+        """nnU-Net's preparations; theta_0 goes to the disk before the first step."""
+        super().on_train_start()
+        if self.local_rank == 0:
+            path = Path(self.output_folder) / THETA_0
+            if not path.exists() or path.read_bytes() != self._theta_0:
+                replace_file(path, self._theta_0)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
+        """SGD for the cell weights and Adam for alpha and beta; both annealed in `on_train_epoch_start`."""
+        settings = self.settings
+        self.architecture_optimizer = torch.optim.Adam(
+            self.network.architecture_parameters(), settings.architecture_lr, betas=(0.9, 0.999)
+        )
+        return torch.optim.SGD(self.network.cell_parameters(), settings.weights_lr), None
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the present epoch trains cell weights only."""
+        return bool(self.current_epoch < self.settings.warmup_epochs)
+
+    def on_train_epoch_start(self) -> None:
+        """Sets the learning rates of the epoch: cosine power annealing over all epochs."""
+        self.network.train()
+        settings = self.settings
+        share = cosine_power(
+            self.current_epoch, self.num_epochs, start=1.0, end=settings.eta_min, power=settings.annealing_power
+        )
+        for optimizer, rate in (
+            (self.optimizer, settings.weights_lr),
+            (self.architecture_optimizer, settings.architecture_lr),
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * share
+        self.logger.log("lrs", settings.weights_lr * share, self.current_epoch)
+        self.print_to_log_file("", add_timestamp=False)
+        phase = "warm-up" if self.warming_up else "search"
+        self.print_to_log_file(
+            f"Epoch {self.current_epoch} ({phase}), learning rates {settings.weights_lr * share:.3g} (cells) and "
+            f"{settings.architecture_lr * share:.3g} (alpha, beta)"
+        )
+
+    def train_only(self, *, cells: bool, architecture: bool) -> None:
+        """Says what the next step has gradients for; the rest costs none."""
+        for parameter in self.network.cell_parameters():
+            parameter.requires_grad_(cells)
+        for parameter in self.network.architecture_parameters():
+            parameter.requires_grad_(architecture)
+
+    def decide(self) -> None:
+        """Makes all processes agree on alpha and beta, tests and prunes, and records the epoch."""
+        broadcast(parameter.data for parameter in self.network.architecture_parameters())
+        probabilities, weights = self.network.continuous_cell()
+        divergence, tau = self.test(probabilities, weights)
+        probabilities, weights = self.network.continuous_cell()
+        self.history.append(
+            probabilities=probabilities,
+            weights=weights,
+            active=self.network.active,
+            js=divergence,
+            tau=tau,
+            warmup=self.warming_up,
+            train_loss=self.logged("train_losses"),
+            val_loss=self.logged("val_losses"),
+            dice=self.logged("mean_fg_dice"),
+            seconds=self.epoch_seconds(),
+        )
+
+    def test(self, probabilities: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The stability test of an epoch; this search has none.
+
+        Args:
+            probabilities: p, (14, 7).
+            weights: w, (14,).
+
+        Returns:
+            divergences and thresholds per edge in nats, (14,) each; NaN where there are none.
+        """
+        del probabilities, weights
+        return np.full(len(EDGES), np.nan), np.full(len(EDGES), np.nan)
+
+    def summary(self) -> str:
+        """Operations left, edges settled and expected end."""
+        left, settled = self.history.operations_left[-1], self.history.edges_settled[-1]
+        return (
+            f"operations left {left} of {len(EDGES) * len(OPERATIONS)}, edges settled {settled} of {len(EDGES)}, "
+            f"expected end: epoch {self.expected_epochs() - 1}"
+        )
+
+    def expected_epochs(self) -> int:
+        """Epochs that the search will probably have run when it stops."""
+        return int(self.num_epochs)
+
+    def write_records(self) -> None:
+        """The history and its picture."""
+        folder = Path(self.output_folder)
+        self.history.save(folder / HISTORY)
+        title = f"{type(self).__name__}, {self.configuration_name}, fold {self.fold}"
+        draw_progress(self.history, folder / "search_progress.png", title=title)
+
+    def search_state(self) -> dict[str, Any]:
+        """Cell weights, alpha, beta, both optimisers, active operations and history."""
+        return {
+            "cells": self.network.cell_state(),
+            "alpha": self.network.alpha.detach(),
+            "beta": self.network.beta.detach(),
+            "active": self.network.active.tolist(),
+            "optimizer": self.optimizer.state_dict(),
+            "architecture_optimizer": self.architecture_optimizer.state_dict(),
+            "history": {name: torch.from_numpy(array) for name, array in self.history.arrays().items()},
+            "theta_0": hashlib.sha256(self._theta_0).hexdigest(),
+            "backbone": self.backbone.digest(),
+        }
+
+    def load_search_state(self, state: dict[str, Any]) -> None:
+        """Restores the search.
+
+        Raises:
+            DataProblem: the backbone is another one by now, or theta_0 was lost.
+        """
+        if state["backbone"] != self.backbone.digest():
+            raise DataProblem(
+                f"the backbone {self.backbone.path} was trained again since this search began: put the old checkpoint "
+                f"back, or move {self.output_folder} away and search again"
+            )
+        self._restore_theta_0(state["theta_0"])
+        self.network.load_state_dict(state["cells"], strict=False)
+        with torch.no_grad():
+            self.network.alpha.copy_(state["alpha"])
+            self.network.beta.copy_(state["beta"])
+        self.network.active = np.array(state["active"], bool)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.architecture_optimizer.load_state_dict(state["architecture_optimizer"])
+        self.history = SearchHistory.from_arrays({name: array.numpy() for name, array in state["history"].items()})
+
+    def _restore_theta_0(self, digest: str) -> None:
+        path = Path(self.output_folder) / THETA_0
+        stored = path.read_bytes() if path.exists() else b""
+        if hashlib.sha256(stored).hexdigest() != digest:
+            raise DataProblem(
+                f"{path} is missing or was changed: restore it, or move {self.output_folder} away and search again"
+            )
+        self._theta_0 = stored
+
+    def genotype(self) -> Genotype:
+        """The discrete cell at present."""
+        return discretise(*self.network.continuous_cell())
+
+    def result_name(self) -> str:
+        """`<base>_iac` or `<base>_iaclth`, with the fold where it is not 0."""
+        fold = "" if self.fold == 0 else f"_f{self.fold}"
+        return f"{self.configuration_name}{self.result_suffix}{self.settings.suffix}{fold}"
+
+    def results(self) -> list[DerivedConfiguration]:
+        """Writes the genotype and its drawing; two configurations: the paper's cell, and the cell added to the skip."""
+        genotype = self.genotype()
+        self._write_genotype(genotype)
+        record = provenance(
+            method=self.settings.method,
+            base_digest=self.base_digest,
+            settings=vars(self.settings),
+            seeds=[self.settings.seed],
+            fold=self.fold,
+            checkpoint=self.backbone.address(),
+        )
+        record["backbone_trainer"] = self.backbone.trainer
+        record["backbone_digest"] = self.backbone.digest()
+        record["search_folder"] = f"{Path(self.output_folder_base).name}/fold_{self.fold}"
+        record["epochs"] = len(self.history)
+        name = self.result_name()
+        return [
+            DerivedConfiguration(name, self.configuration_name, self._changes(genotype, residual=False), record),
+            DerivedConfiguration(
+                f"{name}_residual", self.configuration_name, self._changes(genotype, residual=True), record
+            ),
+        ]
+
+    def _write_genotype(self, genotype: Genotype) -> None:
+        folder = Path(self.output_folder)
+        replace_file(folder / GENOTYPE, json.dumps(genotype.to_json(), indent=4).encode())
+        draw_cell(genotype, folder / "genotype.png", title=self.result_name())
+        share = genotype.parameter_free_share()
+        self.print_to_log_file(f"Genotype: {json.dumps(genotype.to_json())}")
+        if share >= _COLLAPSED:
+            self.print_to_log_file(
+                f"WARNING: {share:.0%} of the cell's edges only copy or pool, a known collapse of such searches: the "
+                f"cell has little to learn with. Try another seed, or a longer warm-up (warmup_epochs)."
+            )
+
+    def _changes(self, genotype: Genotype, *, residual: bool) -> dict[str, Any]:
+        architecture = deepcopy(self.configuration_manager.configuration["architecture"])
+        architecture["arch_kwargs"].update(
+            backbone=architecture["network_class_name"],
+            cells={
+                "genotype": genotype.to_json(),
+                "widths": self.network.widths(),
+                "norm": self.settings.norm,
+                "residual": residual,
+            },
+        )
+        architecture["network_class_name"] = "nnunet_nas.iac.network.IACUNet"
+        return {"architecture": architecture}
+
+    def next_steps(self) -> list[str]:
+        """Train the cells in the backbone, then predict."""
+        plans = self.plans_manager.plans_name
+        options = ("" if plans == "nnUNetPlans" else f" -p {plans}") + f" -tr {RETROFIT_TRAINER}"
+        name = self.result_name()
+        return [f"nnUNetv2_train {self.dataset_number()} {name} {self.fold}{options}"]
+
+
+class nnUNetTrainerIACSearch(CellSearchTrainer):
+    """IAC: cell weights on one half of the training cases, alpha and beta on the other; all epochs."""
+
+    settings_class = IACSettings
+    result_suffix = "_iac"
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The supernet of a configuration."""
+        backbone = nnUNetTrainer.build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
+        return _supernet(backbone, read_settings(IACSettings, configuration_manager.configuration))
+
+    @property
+    def finished(self) -> bool:
+        """After all epochs."""
+        return bool(self.current_epoch >= self.num_epochs)
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """nnU-Net's loaders for the first half; those of the second half serve alpha and beta."""
+        self._half: int | None = 1
+        self.dataloader_architecture, unused = super().get_dataloaders()
+        if hasattr(unused, "_finish"):
+            unused._finish()
+        self._half = 0
+        loaders: tuple[Any, Any] = super().get_dataloaders()
+        self._half = None
+        return loaders
+
+    def loaders(self) -> list[Any]:
+        """Both training loaders and the validation loader."""
+        return [*super().loaders(), getattr(self, "dataloader_architecture", None)]
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's split; while loaders are made, one half of its training cases.
+
+        Raises:
+            DataProblem: fewer than two training cases.
+        """
+        training, validation = super().do_split()
+        half = getattr(self, "_half", None)
+        if half is None:
+            return training, validation
+        if len(training) < 2:
+            raise DataProblem(
+                f"IAC searches on two halves of the training cases, fold {self.fold} has {len(training)}: use IAC-LTH"
+            )
+        order = np.random.RandomState(self.settings.seed).permutation(sorted(training))
+        return [str(case) for case in sorted(order[half::2])], validation
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One step of the cell weights on the first half, one of alpha and beta on the second (Eqs. 10, 11)."""
+        self.train_only(cells=True, architecture=False)
+        loss = self.loss_of(batch)
+        self.descend(loss, [self.optimizer], self.network.cell_parameters())
+        if not self.warming_up:
+            self.train_only(cells=False, architecture=True)
+            architecture_loss = self.loss_of(next(self.dataloader_architecture))
+            self.descend(architecture_loss, [self.architecture_optimizer], [])
+        return {"loss": loss.detach().cpu().numpy()}
+
+
+class nnUNetTrainerIACLTHSearch(CellSearchTrainer):
+    """IAC-LTH: one level on all training cases; edges that settle lose operations, and the search stops by itself."""
+
+    settings_class = IACLTHSettings
+    result_suffix = "_iaclth"
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The supernet of a configuration."""
+        backbone = nnUNetTrainer.build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
+        return _supernet(backbone, read_settings(IACLTHSettings, configuration_manager.configuration))
+
+    def prepare(self) -> None:
+        """As for both searches; all thresholds at their start."""
+        super().prepare()
+        settings = self.settings
+        self.pruning = StabilityPruning.start(tau0=settings.tau0, gamma=settings.gamma, k=settings.outlier_k)
+
+    @property
+    def finished(self) -> bool:
+        """When every edge has one operation left, or after all epochs."""
+        return self.pruning.settled or bool(self.current_epoch >= self.num_epochs)
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One step of cell weights, alpha and beta on the same batch (Eq. 17)."""
+        self.train_only(cells=True, architecture=not self.warming_up)
+        loss = self.loss_of(batch)
+        optimizers = [self.optimizer] if self.warming_up else [self.optimizer, self.architecture_optimizer]
+        self.descend(loss, optimizers, self.network.cell_parameters())
+        return {"loss": loss.detach().cpu().numpy()}
+
+    def test(self, probabilities: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Prunes the edges that have settled; see `StabilityPruning.update`."""
+        if self.warming_up:
+            return np.full(len(EDGES), np.nan), self.pruning.tau.copy()
+        divergence = self.pruning.update(probabilities, weights)
+        self.network.active = self.pruning.active.copy()
+        return divergence, self.pruning.tau.copy()
+
+    def expected_epochs(self) -> int:
+        """Extrapolated from divergences and thresholds."""
+        return expected_end(self.history, num_epochs=self.num_epochs, gamma=self.settings.gamma)
+
+    def search_state(self) -> dict[str, Any]:
+        """Thresholds and previous distributions beside the rest."""
+        return {**super().search_state(), "pruning": json.dumps(self.pruning.to_json())}
+
+    def load_search_state(self, state: dict[str, Any]) -> None:
+        """Restores the search with its thresholds."""
+        super().load_search_state(state)
+        self.pruning = StabilityPruning.from_json(json.loads(state["pruning"]))
+
+
+def _supernet(backbone: nn.Module, settings: CellSettings) -> IACSupernet:
+    name = type(backbone).__name__
+    if isinstance(backbone, SkipUNet):
+        raise DataProblem(f"{name} has modules in its skip connections already: search on the configuration below it")
+    require_skips(backbone, name)
+    return IACSupernet(backbone, settings)
+
+
+def _to_bytes(state: dict[str, torch.Tensor]) -> bytes:
+    content = io.BytesIO()
+    torch.save(state, content)
+    return content.getvalue()
