@@ -4,6 +4,12 @@ The message names the thing, the value, what is allowed and the next step. Every
 ends with exit code 1.
 """
 
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+
 
 class NasError(Exception):
     """Base of all errors whose message is meant for the user."""
@@ -33,3 +39,19 @@ class BudgetProblem(NasError):
     """No candidate satisfies the budget that was asked for."""
 
     exit_code = 5
+
+
+@contextlib.contextmanager
+def exit_with_one_line() -> Iterator[None]:
+    """Ends the program with the message of a `NasError` and its exit code, for code that nnU-Net's commands call.
+
+    nnU-Net's command line shows a traceback for whatever is raised; SystemExit ends it quietly. The traceback is
+    shown when NNUNET_NAS_VERBOSE is set.
+    """
+    try:
+        yield
+    except NasError as error:
+        if os.environ.get("NNUNET_NAS_VERBOSE"):
+            traceback.print_exc()
+        print(f"nnunet_nas: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from error

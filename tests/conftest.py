@@ -161,7 +161,8 @@ def write_case(folder, case, shape, patch_size):
     data = rng.standard_normal((1, *shape), dtype=np.float32)
     seg = (data > 1).astype(np.int8)
     blocks, chunks = comp_blosc2_params(data.shape, patch_size)
-    nnUNetDatasetBlosc2.save_case(data, seg, {"spacing": [3.0, 1.0, 1.0]}, str(folder / case), chunks, blocks)
+    properties = {"spacing": [3.0, 1.0, 1.0], "class_locations": {1: np.argwhere(seg == 1)}}
+    nnUNetDatasetBlosc2.save_case(data, seg, properties, str(folder / case), chunks, blocks)
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,11 @@ def train_and_predict_commands(dataset: str, configuration: str, plans: str, tra
     ]
 
 
+def trainer_for(method: str | None) -> str | None:
+    """The trainer that a configuration found by `method` is meant for; None for nnU-Net's own."""
+    return "nnUNetTrainerIACRetrofit" if method in ("iac", "iac_lth") else None
+
+
 def select_device(name: str) -> torch.device:
     """The torch device behind `-device`; which GPU is chosen by CUDA_VISIBLE_DEVICES, as in nnU-Net.
 

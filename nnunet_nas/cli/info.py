@@ -17,7 +17,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_nas.cli.common import add_dataset_arguments, format_table, quiet_output, train_and_predict_commands
+from nnunet_nas.cli.common import (
+    add_dataset_arguments,
+    format_table,
+    quiet_output,
+    train_and_predict_commands,
+    trainer_for,
+)
 from nnunet_nas.environment import dataset_number, find_preprocessed_dataset
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.files import read_json
@@ -62,7 +68,10 @@ def run(args: argparse.Namespace) -> int:
     for problem in problems:
         print(problem, file=sys.stderr)
     if rows and not args.json:
-        train, _ = train_and_predict_commands(str(dataset_number(dataset.name)), rows[-1]["configuration"], args.p)
+        last = rows[-1]["configuration"]
+        number = str(dataset_number(dataset.name))
+        trainer = trainer_for((plans["configurations"][last].get("nas") or {}).get("method"))
+        train, _ = train_and_predict_commands(number, last, args.p, trainer)
         print(f"next: {train}", file=sys.stderr)
     return 0
 

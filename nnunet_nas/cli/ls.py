@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nnunet_nas.cli.common import format_table, train_and_predict_commands
+from nnunet_nas.cli.common import format_table, train_and_predict_commands, trainer_for
 from nnunet_nas.environment import (
     dataset_names,
     dataset_number,
@@ -191,7 +191,7 @@ def _next_command(datasets: list[dict[str, Any]], *, in_detail: bool) -> str:
     derived = [(plans, item) for plans, item in configurations if item["method"] and item["stale"] is None]
     if derived:
         plans, item = derived[-1]
-        return train_and_predict_commands(str(number), item["name"], plans)[0]
+        return train_and_predict_commands(str(number), item["name"], plans, trainer_for(item["method"]))[0]
     if not configurations:
         return f"nnUNetv2_plan_and_preprocess -d {number}"
     plans, item = configurations[0]

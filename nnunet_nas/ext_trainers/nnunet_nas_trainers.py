@@ -5,4 +5,7 @@ therefore defined in `nnunet_nas` proper, where they can be pickled, and this fo
 needs no trainer: its configurations train with stock nnU-Net.
 """
 
-__all__: list[str] = []
+from nnunet_nas.iac.retrofit import nnUNetTrainerIACRetrofit
+from nnunet_nas.iac.trainers import nnUNetTrainerIACLTHSearch, nnUNetTrainerIACSearch
+
+__all__ = ["nnUNetTrainerIACLTHSearch", "nnUNetTrainerIACRetrofit", "nnUNetTrainerIACSearch"]

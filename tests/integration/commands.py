@@ -12,26 +12,28 @@ LISTEN_TO_CTRL_C = (
 )
 
 
-def environment(root):
-    """nnU-Net's folders below `root`, no external trainers, few processes."""
+def environment(root, extra=None):
+    """nnU-Net's folders below `root`, few processes, no external trainers unless `extra` names them."""
     variables = {key: value for key, value in os.environ.items() if key != "nnUNet_extTrainer"}
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (root / name).mkdir(exist_ok=True)
         variables[name] = str(root / name)
-    return {**variables, "nnUNet_def_n_proc": "2", "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}"}
+    path = f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}"
+    return {**variables, "nnUNet_def_n_proc": "2", "PATH": path, **(extra or {})}
 
 
-def run(root, *command, code=0):
+def run(root, *command, code=0, extra=None):
     """Runs a command to its end and returns what it printed.
 
     Args:
         root: folder of nnU-Net's three folders.
         command: program and arguments.
         code: the exit code that it must have.
+        extra: further environment variables.
     """
     done = subprocess.run(
         [str(part) for part in command],
-        env=environment(root),
+        env=environment(root, extra),
         capture_output=True,
         text=True,
         timeout=1200,
@@ -43,11 +45,11 @@ def run(root, *command, code=0):
     return done
 
 
-def start(root, *command):
+def start(root, *command, extra=None):
     """Starts a command in a process group of its own, as from a terminal, and does not wait for it."""
     return subprocess.Popen(
         [sys.executable, "-c", LISTEN_TO_CTRL_C, *map(str, command)],
-        env=environment(root),
+        env=environment(root, extra),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

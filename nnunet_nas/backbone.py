@@ -1,0 +1,156 @@
+"""The trained network that a search or a retrofit starts from: where nnU-Net left it, and whether it still fits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunet_nas.environment import dataset_number, folder_from_environment
+from nnunet_nas.errors import DataProblem
+from nnunet_nas.plans import configuration_digest
+
+STOCK_TRAINER = "nnUNetTrainer"
+# Results of these trainers are no backbones: a search leaves no network, a retrofit has cells already.
+_OURS = ("nnUNetTrainerIAC", "nnUNetTrainerDiNTS")
+
+
+@dataclass(frozen=True)
+class BackboneAddress:
+    """Where nnU-Net keeps the results of one training.
+
+    Attributes:
+        dataset: full name of the data set.
+        plans: plans identifier.
+        configuration: the configuration that was trained.
+        fold: 0 to 4, or `all`.
+        trainer: its class name; None: nnUNetTrainer, or else the only one that is there.
+        checkpoint: file name in the fold's folder, or a path.
+    """
+
+    dataset: str
+    plans: str
+    configuration: str
+    fold: int | str
+    trainer: str | None
+    checkpoint: str
+
+    def train_command(self) -> str:
+        """The call that trains it."""
+        trainer = "" if self.trainer in (None, STOCK_TRAINER) else f" -tr {self.trainer}"
+        plans = "" if self.plans == "nnUNetPlans" else f" -p {self.plans}"
+        return f"nnUNetv2_train {dataset_number(self.dataset)} {self.configuration} {self.fold}{plans}{trainer}"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A trained backbone.
+
+    Attributes:
+        path: of its checkpoint.
+        trainer: class name of its trainer; None for a checkpoint given by path.
+        weights: its state dict, on the CPU.
+        mirroring: axes that its training mirrored, which inference may use; None if it did not mirror.
+    """
+
+    path: Path
+    trainer: str | None
+    weights: dict[str, torch.Tensor]
+    mirroring: tuple[int, ...] | None
+
+    def digest(self) -> str:
+        """A digest of the weights, to notice that another training took the place of the one that was searched on."""
+        digest = hashlib.sha256()
+        for name in sorted(self.weights):
+            digest.update(name.encode())
+            digest.update(self.weights[name].detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return "sha256:" + digest.hexdigest()
+
+    def address(self) -> str:
+        """The checkpoint below nnUNet_results, as it is recorded in plans; the plain path elsewhere."""
+        results = folder_from_environment("nnUNet_results").resolve()
+        path = self.path.resolve()
+        return path.relative_to(results).as_posix() if path.is_relative_to(results) else str(path)
+
+
+def load_backbone_checkpoint(address: BackboneAddress, plans: dict[str, Any]) -> Backbone:
+    """Finds and reads a backbone.
+
+    Args:
+        address: what to look for.
+        plans: content of the present plans file, which the backbone must have been trained with.
+
+    Raises:
+        DataProblem: not trained yet (the message is the command to do so), several trainers to choose from, not
+            readable, or trained with plans that have changed since.
+    """
+    path, trainer = find_checkpoint(address)
+    try:
+        # As nnU-Net itself loads it: its checkpoints hold NumPy scalars and whole plans.
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        weights = checkpoint["network_weights"]
+        trained = checkpoint["init_args"]
+    except Exception as error:
+        kind = type(error).__name__
+        raise DataProblem(
+            f"{path} is not a checkpoint of nnU-Net ({kind}): train it again: {address.train_command()}"
+        ) from error
+    _require_same_plans(path, trained, address, plans)
+    mirroring = checkpoint.get("inference_allowed_mirroring_axes")
+    weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    return Backbone(path, trainer, weights, None if mirroring is None else tuple(mirroring))
+
+
+def find_checkpoint(address: BackboneAddress) -> tuple[Path, str | None]:
+    """The file of a backbone's checkpoint and the trainer that wrote it.
+
+    Raises:
+        DataProblem: it is not there, or several trainers could be meant.
+    """
+    if "/" in address.checkpoint:
+        path = Path(address.checkpoint).expanduser()
+        if not path.is_file():
+            raise DataProblem(f"backbone_checkpoint={address.checkpoint} is no file: correct it with set_search")
+        return path, None
+    folder = folder_from_environment("nnUNet_results") / address.dataset
+    suffix = f"__{address.plans}__{address.configuration}"
+    found = {
+        entry.name.removesuffix(suffix): entry / f"fold_{address.fold}" / address.checkpoint
+        for entry in (folder.iterdir() if folder.is_dir() else ())
+        if entry.name.endswith(suffix) and not entry.name.startswith(_OURS)
+    }
+    trained = {trainer: path for trainer, path in found.items() if path.is_file()}
+    trainer = address.trainer or _only(trained, address)
+    if trainer in trained:
+        return trained[trainer], trainer
+    started = f" (a training of {trainer} is there, but not finished: add --c)" if trainer in found else ""
+    raise DataProblem(
+        f"no backbone: fold {address.fold} of {address.configuration} has no {address.checkpoint}{started}; "
+        f"train it first: {address.train_command()}"
+    )
+
+
+def _only(trained: Mapping[str, Path], address: BackboneAddress) -> str:
+    if STOCK_TRAINER in trained or not trained:
+        return STOCK_TRAINER
+    if len(trained) > 1:
+        raise DataProblem(
+            f"backbones of several trainers: {', '.join(sorted(trained))}; choose one with nnunet_nas set_search "
+            f"-d {dataset_number(address.dataset)} -c {address.configuration} -m METHOD backbone_trainer=NAME"
+        )
+    return next(iter(trained))
+
+
+def _require_same_plans(path: Path, trained: Any, address: BackboneAddress, plans: dict[str, Any]) -> None:
+    name = trained.get("configuration")
+    if name != address.configuration:
+        raise DataProblem(f"{path} was trained for configuration {name}, not {address.configuration}")
+    if configuration_digest(trained["plans"], name) != configuration_digest(plans, name):
+        raise DataProblem(
+            f"{path} was trained with another version of configuration {name} (planned again since?): restore the "
+            f"plans it was trained with, or train it again: {address.train_command()}"
+        )

@@ -1,0 +1,416 @@
+"""The life of a search: what it writes, how it goes on, what it refuses. Networks are tiny and untrained."""
+
+import json
+import pickle
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from conftest import make_backbone, make_trainer, read_plans, set_settings
+
+from nnunet_nas.iac.genotype import EDGES, Genotype
+from nnunet_nas.iac.history import SearchHistory
+from nnunet_nas.iac.network import SKIP_PREFIX
+from nnunet_nas.iac.retrofit import nnUNetTrainerIACRetrofit
+from nnunet_nas.iac.trainers import nnUNetTrainerIACLTHSearch, nnUNetTrainerIACSearch
+
+BOTH = pytest.mark.parametrize("trainer_class", [nnUNetTrainerIACSearch, nnUNetTrainerIACLTHSearch])
+METHOD = {nnUNetTrainerIACSearch: "iac", nnUNetTrainerIACLTHSearch: "iac_lth"}
+NAME = {nnUNetTrainerIACSearch: "2d_iac", nnUNetTrainerIACLTHSearch: "2d_iaclth"}
+
+
+def search(trainer_class, dataset, *, stop_before=None, **options):
+    """Runs a search, or stops it before an epoch as a kill would: nothing more is written."""
+    trainer = make_trainer(trainer_class, dataset, **options)
+    if options.get("resume"):
+        folder = Path(trainer.output_folder)
+        final, latest = folder / "checkpoint_final.pth", folder / "checkpoint_latest.pth"
+        trainer.load_checkpoint(str(final if final.exists() else latest))
+    if stop_before is not None:
+        start = trainer.on_epoch_start
+
+        def on_epoch_start():
+            if trainer.current_epoch == stop_before:
+                raise KeyboardInterrupt
+            start()
+
+        trainer.on_epoch_start = on_epoch_start
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run_training()
+    else:
+        trainer.run_training()
+    return trainer
+
+
+def message(capsys):
+    """The one line that a user sees."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("nnunet_nas: ")]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def refused(code, call, capsys):
+    with pytest.raises(SystemExit) as stop:
+        call()
+    assert stop.value.code == code
+    return message(capsys)
+
+
+@BOTH
+def test_a_search_ends_in_two_configurations_and_leaves_its_records(trainer_class, searchable):
+    before = read_plans(searchable)["configurations"]
+    trainer = search(trainer_class, searchable)
+    folder, configurations = Path(trainer.output_folder), read_plans(searchable)["configurations"]
+    name = NAME[trainer_class]
+    assert set(configurations) - set(before) == {name, f"{name}_residual"}
+    assert {key: configurations[key] for key in before} == before
+    entry = configurations[name]
+    assert entry["inherits_from"] == "2d"
+    assert entry["architecture"]["network_class_name"] == "nnunet_nas.iac.network.IACUNet"
+    cells = entry["architecture"]["arch_kwargs"]["cells"]
+    assert cells["genotype"] == json.loads((folder / "genotype.json").read_text())
+    assert Genotype.from_json(cells["genotype"]) == trainer.genotype()
+    assert not cells["residual"]
+    assert configurations[f"{name}_residual"]["architecture"]["arch_kwargs"]["cells"] == {**cells, "residual": True}
+    assert entry["nas"]["method"] == METHOD[trainer_class]
+    assert entry["nas"]["fold"] == 0
+    assert entry["nas"]["checkpoint"].endswith("nnUNetTrainer__nnUNetPlans__2d/fold_0/checkpoint_final.pth")
+    for file in ("theta_0.pth", "search_progress.png", "genotype.png", "checkpoint_final.pth"):
+        assert (folder / file).stat().st_size > 5000
+    assert not (folder / "checkpoint_latest.pth").exists()
+    history = SearchHistory.load(folder / "search_history.npz")
+    assert len(history) == trainer.current_epoch
+    assert history.warmup.tolist() == [True] + [False] * (len(history) - 1)
+
+
+def test_lth_stops_by_itself_and_iac_does_not(searchable):
+    set_settings(searchable, "2d", "iac_lth", num_epochs=50, tau0=1.0)
+    lth = search(nnUNetTrainerIACLTHSearch, searchable)
+    # Every test succeeds at such a threshold (at most ln 2 < 1), and drops at least one of seven operations.
+    assert 1 < lth.current_epoch <= 1 + 6
+    assert lth.history.edges_settled[-1] == len(EDGES)
+    assert search(nnUNetTrainerIACSearch, searchable).current_epoch == 6
+
+
+def test_constant_alpha_stop_after_six_tests(searchable):
+    set_settings(searchable, "2d", "iac_lth", architecture_lr=0.0, warmup_epochs=3, num_epochs=50)
+    trainer = search(nnUNetTrainerIACLTHSearch, searchable)
+    assert trainer.history.operations_left.tolist() == [98, 98, 98, 84, 70, 56, 42, 28, 14]
+
+
+@BOTH
+def test_the_backbone_stays_bit_identical_and_the_cells_learn(trainer_class, searchable):
+    trainer = search(trainer_class, searchable)
+    backbone = torch.load(Path(trainer.backbone.path), map_location="cpu", weights_only=False)["network_weights"]
+    start = torch.load(Path(trainer.output_folder) / "theta_0.pth", weights_only=True)
+    for key, value in trainer.network.state_dict().items():
+        if key.startswith(SKIP_PREFIX):
+            if "project" in key or "output" in key:
+                assert not value.equal(start[key]), key
+        elif key not in ("alpha", "beta"):
+            assert value.equal(backbone[key]), key
+
+
+def test_warm_up_leaves_alpha_and_beta_alone(searchable):
+    set_settings(searchable, "2d", "iac_lth", num_epochs=2, warmup_epochs=2)
+    trainer = search(nnUNetTrainerIACLTHSearch, searchable)
+    assert not trainer.network.alpha.any()
+    assert not trainer.network.beta.any()
+
+
+@BOTH
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_interrupted_and_continued_it_ends_bit_for_bit_as_without(trainer_class, epoch, searchable, tmp_path):
+    set_settings(searchable, "2d", METHOD[trainer_class], architecture_lr=0.05)
+    other = tmp_path / "untouched"
+    shutil.copytree(tmp_path / "nnUNet_results", other)
+    search(trainer_class, searchable, stop_before=epoch)
+    again = search(trainer_class, searchable, resume=True)
+    result = read_plans(searchable)["configurations"][NAME[trainer_class]]["architecture"]
+    shutil.rmtree(tmp_path / "nnUNet_results")
+    shutil.copytree(other, tmp_path / "nnUNet_results")
+    content = read_plans(searchable)
+    for name in (NAME[trainer_class], f"{NAME[trainer_class]}_residual"):
+        del content["configurations"][name]
+    (searchable / "nnUNetPlans.json").write_text(json.dumps(content))
+    straight = search(trainer_class, searchable)
+    assert again.network.alpha.abs().max() > 0
+    assert again.network.alpha.equal(straight.network.alpha)
+    assert again.network.beta.equal(straight.network.beta)
+    for name, value in straight.history.arrays().items():
+        if name != "seconds":
+            np.testing.assert_array_equal(again.history.arrays()[name], value, err_msg=name)
+    assert all(again.network.cell_state()[key].equal(value) for key, value in straight.network.cell_state().items())
+    assert read_plans(searchable)["configurations"][NAME[trainer_class]]["architecture"] == result
+
+
+def test_killed_before_the_plans_were_written_it_only_writes_them(searchable, monkeypatch):
+    def die(self):
+        raise KeyboardInterrupt
+
+    trainer = make_trainer(nnUNetTrainerIACLTHSearch, searchable)
+    with monkeypatch.context() as patch:
+        patch.setattr(nnUNetTrainerIACLTHSearch, "_add_results", die)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run_training()
+    assert "2d_iaclth" not in read_plans(searchable)["configurations"]
+    monkeypatch.setattr(nnUNetTrainerIACLTHSearch, "train_step", None)
+    again = search(nnUNetTrainerIACLTHSearch, searchable, resume=True)
+    assert "2d_iaclth" in read_plans(searchable)["configurations"]
+    assert again.genotype() == trainer.genotype()
+
+
+def test_a_second_search_does_not_overwrite_the_first(searchable, capsys):
+    search(nnUNetTrainerIACLTHSearch, searchable, stop_before=2)
+    kept = sorted(Path(searchable.parents[1] / "nnUNet_results").rglob("*.pth"))
+    contents = [path.read_bytes() for path in kept]
+    text = refused(4, make_trainer(nnUNetTrainerIACLTHSearch, searchable).run_training, capsys)
+    assert "--c" in text
+    assert [path.read_bytes() for path in kept] == contents
+
+
+def test_a_name_that_is_taken_is_noticed_before_the_search(searchable, capsys):
+    content = read_plans(searchable)
+    content["configurations"]["2d_iaclth"] = {"inherits_from": "2d"}
+    (searchable / "nnUNetPlans.json").write_text(json.dumps(content))
+    text = refused(4, make_trainer(nnUNetTrainerIACLTHSearch, searchable).run_training, capsys)
+    assert "2d_iaclth is in the plans already" in text
+    assert "suffix" in text
+
+
+def test_other_folds_name_the_fold(searchable):
+    make_backbone(searchable, fold=2)
+    trainer = search(nnUNetTrainerIACLTHSearch, searchable, fold=2)
+    assert trainer.result_name() == "2d_iaclth_f2"
+    assert "2d_iaclth_f2" in read_plans(searchable)["configurations"]
+    log = "".join(path.read_text() for path in Path(trainer.output_folder).glob("training_log*.txt"))
+    assert "validation cases of folds 0, 1, 3, 4" in log
+
+
+def test_the_search_sees_training_cases_of_its_fold_only(searchable):
+    trainer = make_trainer(nnUNetTrainerIACSearch, searchable)
+    trainer.initialize()
+    training, validation = trainer.do_split()
+    trainer._half = 0
+    first, _ = trainer.do_split()
+    trainer._half = 1
+    second, _ = trainer.do_split()
+    assert sorted(first + second) == sorted(training)
+    assert abs(len(first) - len(second)) <= 1
+    assert not set(first) & set(second)
+    assert not set(first + second) & set(validation)
+
+
+@pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
+@pytest.mark.parametrize("plans", ["nnUNetPlans", "nnUNetResEncUNetMPlans"])
+def test_anisotropic_3d_and_residual_encoders_work(configuration, plans, searchable):
+    for method in ("iac_lth", "iac_retrofit"):
+        short = {"num_epochs": 2, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 0}
+        set_settings(searchable, configuration, method, plans, **short)
+    set_settings(searchable, configuration, "iac_lth", plans, warmup_epochs=1)
+    make_backbone(searchable, configuration, plans=plans)
+    search(nnUNetTrainerIACLTHSearch, searchable, configuration=configuration, plans=plans)
+    retrofit = make_trainer(nnUNetTrainerIACRetrofit, searchable, configuration=f"{configuration}_iaclth", plans=plans)
+    retrofit.on_train_start()
+    batch = next(retrofit.dataloader_train)
+    assert np.isfinite(retrofit.train_step(batch)["loss"])
+
+
+def test_regions_and_an_ignore_label_work(searchable):
+    description = json.loads((searchable / "dataset.json").read_text())
+    description["labels"] = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
+    description["regions_class_order"] = [1, 2]
+    (searchable / "dataset.json").write_text(json.dumps(description))
+    for file in (searchable / "nnUNetPlans_2d").glob("*.pkl"):
+        properties = pickle.loads(file.read_bytes())
+        # Where nnU-Net looks for annotated voxels if there is an ignore label.
+        properties["class_locations"][-1, 0, 1, 2] = properties["class_locations"][1]
+        file.write_bytes(pickle.dumps(properties))
+    make_backbone(searchable, seed=2)
+    trainer = search(nnUNetTrainerIACLTHSearch, searchable)
+    assert trainer.label_manager.has_regions
+    assert trainer.label_manager.has_ignore_label
+    assert trainer.network.decoder.seg_layers[0].out_channels == 2
+    assert np.isfinite(trainer.history.train_loss).all()
+
+
+def test_fold_all_works(searchable):
+    make_backbone(searchable, fold="all")
+    assert search(nnUNetTrainerIACLTHSearch, searchable, fold="all").result_name() == "2d_iaclth_fall"
+
+
+def test_without_augmentation_nothing_is_mirrored(searchable):
+    set_settings(searchable, "2d", "iac_lth", augmentation=False)
+    trainer = make_trainer(nnUNetTrainerIACLTHSearch, searchable)
+    trainer.on_train_start()
+    assert trainer.inference_allowed_mirroring_axes is None
+    names = [type(transform).__name__ for transform in trainer.dataloader_train.data_loader.transforms.transforms]
+    assert "SpatialTransform" not in names
+    assert "MirrorTransform" not in names
+
+
+def test_a_backbone_without_mirroring_is_not_mirrored(searchable):
+    from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
+        nnUNetTrainerNoMirroring,
+    )
+
+    shutil.rmtree(searchable.parents[1] / "nnUNet_results")
+    (searchable.parents[1] / "nnUNet_results").mkdir()
+    make_backbone(searchable, trainer=nnUNetTrainerNoMirroring)
+    trainer = make_trainer(nnUNetTrainerIACLTHSearch, searchable)
+    trainer.on_train_start()
+    assert trainer.backbone.trainer == "nnUNetTrainerNoMirroring"
+    assert trainer.inference_allowed_mirroring_axes is None
+
+
+def test_the_retrofit_starts_at_theta_0_and_leaves_the_backbone_alone(searchable):
+    from nnunet_nas.iac.supernet import discrete_state
+
+    found = search(nnUNetTrainerIACLTHSearch, searchable)
+    theta_0 = torch.load(Path(found.output_folder) / "theta_0.pth", weights_only=True)
+    expected = discrete_state(theta_0, found.genotype())
+    trainer = make_trainer(nnUNetTrainerIACRetrofit, searchable, configuration="2d_iaclth")
+    trainer.initialize()
+    trainer.start_from_backbone()
+    state = {key: value.clone() for key, value in trainer.network.state_dict().items()}
+    assert all(state[key].equal(value) for key, value in expected.items())
+    trainer.run_training()
+    checkpoint = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=False)
+    assert checkpoint["trainer_name"] == "nnUNetTrainer"
+    for key, value in checkpoint["network_weights"].items():
+        if not key.startswith(SKIP_PREFIX):
+            assert value.equal(found.backbone.weights[key]), key
+    assert not checkpoint["network_weights"][f"{SKIP_PREFIX}0.output.weight"].equal(
+        state[f"{SKIP_PREFIX}0.output.weight"]
+    )
+
+
+def test_the_retrofit_of_iac_starts_fresh(searchable):
+    found = search(nnUNetTrainerIACSearch, searchable)
+    theta_0 = torch.load(Path(found.output_folder) / "theta_0.pth", weights_only=True)
+    trainer = make_trainer(nnUNetTrainerIACRetrofit, searchable, configuration="2d_iac")
+    trainer.initialize()
+    trainer.start_from_backbone()
+    key = f"{SKIP_PREFIX}0.output.weight"
+    assert not trainer.network.state_dict()[key].equal(theta_0[key])
+
+
+def test_residual_cells_start_exactly_at_the_backbone(searchable):
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    search(nnUNetTrainerIACLTHSearch, searchable)
+    trainer = make_trainer(nnUNetTrainerIACRetrofit, searchable, configuration="2d_iaclth_residual")
+    trainer.initialize()
+    trainer.start_from_backbone()
+    backbone = make_trainer(nnUNetTrainer, searchable)
+    backbone.load_checkpoint(str(Path(backbone.output_folder) / "checkpoint_final.pth"))
+    images = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        for ours, theirs in zip(trainer.network.eval()(images), backbone.network.eval()(images), strict=True):
+            assert ours.equal(theirs)
+
+
+def test_cells_can_be_put_into_another_folds_backbone(searchable, capsys):
+    search(nnUNetTrainerIACLTHSearch, searchable)
+    text = refused(
+        4, make_trainer(nnUNetTrainerIACRetrofit, searchable, configuration="2d_iaclth", fold=3).run_training, capsys
+    )
+    assert "nnUNetv2_train 11 2d 3" in text
+    make_backbone(searchable, fold=3, seed=5)
+    trainer = make_trainer(nnUNetTrainerIACRetrofit, searchable, configuration="2d_iaclth", fold=3)
+    trainer.on_train_start()
+    assert np.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
+
+
+def test_a_missing_backbone_names_the_command(searchable, capsys):
+    trainer = make_trainer(nnUNetTrainerIACLTHSearch, searchable, fold=4)
+    assert "nnUNetv2_train 11 2d 4" in refused(4, trainer.run_training, capsys)
+
+
+def test_a_backbone_of_older_plans_is_refused(searchable, capsys):
+    content = read_plans(searchable)
+    content["configurations"]["2d"]["batch_size"] = 3
+    (searchable / "nnUNetPlans.json").write_text(json.dumps(content))
+    text = refused(4, make_trainer(nnUNetTrainerIACLTHSearch, searchable).run_training, capsys)
+    assert "another version of configuration 2d" in text
+
+
+def test_a_backbone_of_another_architecture_is_refused(searchable, capsys):
+    path = next((searchable.parents[1] / "nnUNet_results").rglob("checkpoint_final.pth"))
+    checkpoint = torch.load(path, weights_only=False)
+    key = next(key for key in checkpoint["network_weights"] if key.startswith("encoder"))
+    checkpoint["network_weights"][key] = checkpoint["network_weights"][key][:1]
+    torch.save(checkpoint, path)
+    text = refused(4, make_trainer(nnUNetTrainerIACLTHSearch, searchable).run_training, capsys)
+    assert "another architecture" in text
+
+
+def test_a_backbone_trained_again_meanwhile_is_noticed(searchable, capsys):
+    search(nnUNetTrainerIACLTHSearch, searchable, stop_before=2)
+    make_backbone(searchable, seed=9)
+    text = refused(4, lambda: search(nnUNetTrainerIACLTHSearch, searchable, resume=True), capsys)
+    assert "trained again since this search began" in text
+
+
+def test_changed_settings_are_not_mixed_into_a_search(searchable, capsys):
+    search(nnUNetTrainerIACLTHSearch, searchable, stop_before=2)
+    set_settings(searchable, "2d", "iac_lth", gamma=2.0)
+    text = refused(4, lambda: search(nnUNetTrainerIACLTHSearch, searchable, resume=True), capsys)
+    assert "gamma: 1.5 -> 2.0" in text
+
+
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_epoch(searchable, capsys, monkeypatch):
+    trainer = make_trainer(nnUNetTrainerIACLTHSearch, searchable)
+    step = trainer.train_step
+
+    def poisoned(batch):
+        if trainer.current_epoch == 2:
+            batch["data"][:] = float("nan")
+        return step(batch)
+
+    monkeypatch.setattr(trainer, "train_step", poisoned)
+    text = refused(4, trainer.run_training, capsys)
+    assert "the loss became nan in epoch 2" in text
+    again = search(nnUNetTrainerIACLTHSearch, searchable, resume=True)
+    assert len(again.history) >= 3
+
+
+def test_a_cascade_is_refused(searchable, capsys):
+    text = refused(
+        2, lambda: make_trainer(nnUNetTrainerIACLTHSearch, searchable, configuration="3d_cascade_fullres"), capsys
+    )
+    assert "second stage of a cascade" in text
+
+
+def test_an_unknown_setting_is_refused(searchable, capsys):
+    set_settings(searchable, "2d", "iac_lth", gama=2)
+    assert "gama" in refused(4, lambda: make_trainer(nnUNetTrainerIACLTHSearch, searchable), capsys)
+
+
+def test_cells_in_cells_are_refused(searchable, capsys):
+    search(nnUNetTrainerIACLTHSearch, searchable)
+    text = refused(
+        4,
+        make_trainer(nnUNetTrainerIACLTHSearch, searchable, configuration="2d_iaclth").run_training,
+        capsys,
+    )
+    assert "already" in text
+
+
+def test_a_configuration_without_cells_cannot_be_retrofitted(searchable, capsys):
+    text = refused(4, lambda: make_trainer(nnUNetTrainerIACRetrofit, searchable), capsys)
+    assert "2d has no searched cells" in text
+
+
+def test_validation_alone_says_that_there_is_none(searchable, capsys):
+    search(nnUNetTrainerIACLTHSearch, searchable)
+    capsys.readouterr()
+    trainer = make_trainer(nnUNetTrainerIACLTHSearch, searchable)
+    trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    trainer.perform_actual_validation()
+    assert "nnUNetv2_train 11 2d_iaclth 0 -tr nnUNetTrainerIACRetrofit" in capsys.readouterr().out
