@@ -53,6 +53,14 @@ def make_backbone(dataset, configuration="2d", fold=0, *, plans="nnUNetPlans", t
 
 
 @pytest.fixture
+def no_pictures(monkeypatch):
+    """Pictures take longer than these searches; the test that looks at the records draws them."""
+    monkeypatch.setattr("nnunet_nas.iac.trainers.draw_progress", lambda *args, **kwargs: None)
+    monkeypatch.setattr("nnunet_nas.iac.trainers.draw_cell", lambda *args, **kwargs: None)
+    monkeypatch.setattr("nnunetv2.training.logging.nnunet_logger.LocalLogger.plot_progress_png", lambda *args: None)
+
+
+@pytest.fixture
 def searchable(dataset, monkeypatch):
     """The fake data set with a backbone for `2d`, settings for searches of seconds, and single-threaded loading."""
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")

@@ -19,6 +19,7 @@ from nnunet_nas.iac.network import SKIP_PREFIX
 from nnunet_nas.iac.retrofit import nnUNetTrainerIACRetrofit
 from nnunet_nas.iac.trainers import nnUNetTrainerIACLTHSearch, nnUNetTrainerIACSearch
 
+NO_PICTURES = pytest.mark.usefixtures("no_pictures")
 BOTH = pytest.mark.parametrize("trainer_class", [nnUNetTrainerIACSearch, nnUNetTrainerIACLTHSearch])
 METHOD = {nnUNetTrainerIACSearch: "iac", nnUNetTrainerIACLTHSearch: "iac_lth"}
 NAME = {nnUNetTrainerIACSearch: "2d_iac", nnUNetTrainerIACLTHSearch: "2d_iaclth"}
@@ -88,6 +89,7 @@ def test_a_search_ends_in_two_configurations_and_leaves_its_records(trainer_clas
     assert history.warmup.tolist() == [True] + [False] * (len(history) - 1)
 
 
+@NO_PICTURES
 def test_lth_stops_by_itself_and_iac_does_not(searchable):
     set_settings(searchable, "2d", "iac_lth", num_epochs=50, tau0=1.0)
     lth = search(nnUNetTrainerIACLTHSearch, searchable)
@@ -97,12 +99,14 @@ def test_lth_stops_by_itself_and_iac_does_not(searchable):
     assert search(nnUNetTrainerIACSearch, searchable).current_epoch == 6
 
 
+@NO_PICTURES
 def test_constant_alpha_stop_after_six_tests(searchable):
     set_settings(searchable, "2d", "iac_lth", architecture_lr=0.0, warmup_epochs=3, num_epochs=50)
     trainer = search(nnUNetTrainerIACLTHSearch, searchable)
     assert trainer.history.operations_left.tolist() == [98, 98, 98, 84, 70, 56, 42, 28, 14]
 
 
+@NO_PICTURES
 @BOTH
 def test_the_backbone_stays_bit_identical_and_the_cells_learn(trainer_class, searchable):
     trainer = search(trainer_class, searchable)
@@ -116,6 +120,7 @@ def test_the_backbone_stays_bit_identical_and_the_cells_learn(trainer_class, sea
             assert value.equal(backbone[key]), key
 
 
+@NO_PICTURES
 def test_warm_up_leaves_alpha_and_beta_alone(searchable):
     set_settings(searchable, "2d", "iac_lth", num_epochs=2, warmup_epochs=2)
     trainer = search(nnUNetTrainerIACLTHSearch, searchable)
@@ -123,6 +128,7 @@ def test_warm_up_leaves_alpha_and_beta_alone(searchable):
     assert not trainer.network.beta.any()
 
 
+@NO_PICTURES
 @BOTH
 @pytest.mark.parametrize("epoch", [1, 3])
 def test_interrupted_and_continued_it_ends_bit_for_bit_as_without(trainer_class, epoch, searchable, tmp_path):
@@ -149,6 +155,7 @@ def test_interrupted_and_continued_it_ends_bit_for_bit_as_without(trainer_class,
     assert read_plans(searchable)["configurations"][NAME[trainer_class]]["architecture"] == result
 
 
+@NO_PICTURES
 def test_killed_before_the_plans_were_written_it_only_writes_them(searchable, monkeypatch):
     def die(self):
         raise KeyboardInterrupt
@@ -165,6 +172,7 @@ def test_killed_before_the_plans_were_written_it_only_writes_them(searchable, mo
     assert again.genotype() == trainer.genotype()
 
 
+@NO_PICTURES
 def test_a_second_search_does_not_overwrite_the_first(searchable, capsys):
     search(nnUNetTrainerIACLTHSearch, searchable, stop_before=2)
     kept = sorted(Path(searchable.parents[1] / "nnUNet_results").rglob("*.pth"))
@@ -174,6 +182,7 @@ def test_a_second_search_does_not_overwrite_the_first(searchable, capsys):
     assert [path.read_bytes() for path in kept] == contents
 
 
+@NO_PICTURES
 def test_a_name_that_is_taken_is_noticed_before_the_search(searchable, capsys):
     content = read_plans(searchable)
     content["configurations"]["2d_iaclth"] = {"inherits_from": "2d"}
@@ -183,6 +192,7 @@ def test_a_name_that_is_taken_is_noticed_before_the_search(searchable, capsys):
     assert "suffix" in text
 
 
+@NO_PICTURES
 def test_other_folds_name_the_fold(searchable):
     make_backbone(searchable, fold=2)
     trainer = search(nnUNetTrainerIACLTHSearch, searchable, fold=2)
@@ -192,6 +202,7 @@ def test_other_folds_name_the_fold(searchable):
     assert "validation cases of folds 0, 1, 3, 4" in log
 
 
+@NO_PICTURES
 def test_the_search_sees_training_cases_of_its_fold_only(searchable):
     trainer = make_trainer(nnUNetTrainerIACSearch, searchable)
     trainer.initialize()
@@ -206,13 +217,12 @@ def test_the_search_sees_training_cases_of_its_fold_only(searchable):
     assert not set(first + second) & set(validation)
 
 
+@NO_PICTURES
 @pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
 @pytest.mark.parametrize("plans", ["nnUNetPlans", "nnUNetResEncUNetMPlans"])
 def test_anisotropic_3d_and_residual_encoders_work(configuration, plans, searchable):
-    for method in ("iac_lth", "iac_retrofit"):
-        short = {"num_epochs": 2, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 0}
-        set_settings(searchable, configuration, method, plans, **short)
-    set_settings(searchable, configuration, "iac_lth", plans, warmup_epochs=1)
+    short = {"num_epochs": 2, "warmup_epochs": 1, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 0}
+    set_settings(searchable, configuration, "iac_lth", plans, **short)
     make_backbone(searchable, configuration, plans=plans)
     search(nnUNetTrainerIACLTHSearch, searchable, configuration=configuration, plans=plans)
     retrofit = make_trainer(nnUNetTrainerIACRetrofit, searchable, configuration=f"{configuration}_iaclth", plans=plans)
@@ -221,6 +231,7 @@ def test_anisotropic_3d_and_residual_encoders_work(configuration, plans, searcha
     assert np.isfinite(retrofit.train_step(batch)["loss"])
 
 
+@NO_PICTURES
 def test_regions_and_an_ignore_label_work(searchable):
     description = json.loads((searchable / "dataset.json").read_text())
     description["labels"] = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
@@ -239,11 +250,13 @@ def test_regions_and_an_ignore_label_work(searchable):
     assert np.isfinite(trainer.history.train_loss).all()
 
 
+@NO_PICTURES
 def test_fold_all_works(searchable):
     make_backbone(searchable, fold="all")
     assert search(nnUNetTrainerIACLTHSearch, searchable, fold="all").result_name() == "2d_iaclth_fall"
 
 
+@NO_PICTURES
 def test_without_augmentation_nothing_is_mirrored(searchable):
     set_settings(searchable, "2d", "iac_lth", augmentation=False)
     trainer = make_trainer(nnUNetTrainerIACLTHSearch, searchable)
@@ -254,6 +267,7 @@ def test_without_augmentation_nothing_is_mirrored(searchable):
     assert "MirrorTransform" not in names
 
 
+@NO_PICTURES
 def test_a_backbone_without_mirroring_is_not_mirrored(searchable):
     from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
         nnUNetTrainerNoMirroring,
@@ -268,6 +282,7 @@ def test_a_backbone_without_mirroring_is_not_mirrored(searchable):
     assert trainer.inference_allowed_mirroring_axes is None
 
 
+@NO_PICTURES
 def test_the_retrofit_starts_at_theta_0_and_leaves_the_backbone_alone(searchable):
     from nnunet_nas.iac.supernet import discrete_state
 
@@ -290,6 +305,7 @@ def test_the_retrofit_starts_at_theta_0_and_leaves_the_backbone_alone(searchable
     )
 
 
+@NO_PICTURES
 def test_the_retrofit_of_iac_starts_fresh(searchable):
     found = search(nnUNetTrainerIACSearch, searchable)
     theta_0 = torch.load(Path(found.output_folder) / "theta_0.pth", weights_only=True)
@@ -300,6 +316,7 @@ def test_the_retrofit_of_iac_starts_fresh(searchable):
     assert not trainer.network.state_dict()[key].equal(theta_0[key])
 
 
+@NO_PICTURES
 def test_residual_cells_start_exactly_at_the_backbone(searchable):
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -315,6 +332,7 @@ def test_residual_cells_start_exactly_at_the_backbone(searchable):
             assert ours.equal(theirs)
 
 
+@NO_PICTURES
 def test_cells_can_be_put_into_another_folds_backbone(searchable, capsys):
     search(nnUNetTrainerIACLTHSearch, searchable)
     text = refused(
@@ -327,11 +345,13 @@ def test_cells_can_be_put_into_another_folds_backbone(searchable, capsys):
     assert np.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
 
 
+@NO_PICTURES
 def test_a_missing_backbone_names_the_command(searchable, capsys):
     trainer = make_trainer(nnUNetTrainerIACLTHSearch, searchable, fold=4)
     assert "nnUNetv2_train 11 2d 4" in refused(4, trainer.run_training, capsys)
 
 
+@NO_PICTURES
 def test_a_backbone_of_older_plans_is_refused(searchable, capsys):
     content = read_plans(searchable)
     content["configurations"]["2d"]["batch_size"] = 3
@@ -340,6 +360,7 @@ def test_a_backbone_of_older_plans_is_refused(searchable, capsys):
     assert "another version of configuration 2d" in text
 
 
+@NO_PICTURES
 def test_a_backbone_of_another_architecture_is_refused(searchable, capsys):
     path = next((searchable.parents[1] / "nnUNet_results").rglob("checkpoint_final.pth"))
     checkpoint = torch.load(path, weights_only=False)
@@ -350,6 +371,7 @@ def test_a_backbone_of_another_architecture_is_refused(searchable, capsys):
     assert "another architecture" in text
 
 
+@NO_PICTURES
 def test_a_backbone_trained_again_meanwhile_is_noticed(searchable, capsys):
     search(nnUNetTrainerIACLTHSearch, searchable, stop_before=2)
     make_backbone(searchable, seed=9)
@@ -357,6 +379,7 @@ def test_a_backbone_trained_again_meanwhile_is_noticed(searchable, capsys):
     assert "trained again since this search began" in text
 
 
+@NO_PICTURES
 def test_changed_settings_are_not_mixed_into_a_search(searchable, capsys):
     search(nnUNetTrainerIACLTHSearch, searchable, stop_before=2)
     set_settings(searchable, "2d", "iac_lth", gamma=2.0)
@@ -364,6 +387,7 @@ def test_changed_settings_are_not_mixed_into_a_search(searchable, capsys):
     assert "gamma: 1.5 -> 2.0" in text
 
 
+@NO_PICTURES
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_epoch(searchable, capsys, monkeypatch):
     trainer = make_trainer(nnUNetTrainerIACLTHSearch, searchable)
     step = trainer.train_step
@@ -380,6 +404,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_epoch(searchable, 
     assert len(again.history) >= 3
 
 
+@NO_PICTURES
 def test_a_cascade_is_refused(searchable, capsys):
     text = refused(
         2, lambda: make_trainer(nnUNetTrainerIACLTHSearch, searchable, configuration="3d_cascade_fullres"), capsys
@@ -387,11 +412,13 @@ def test_a_cascade_is_refused(searchable, capsys):
     assert "second stage of a cascade" in text
 
 
+@NO_PICTURES
 def test_an_unknown_setting_is_refused(searchable, capsys):
     set_settings(searchable, "2d", "iac_lth", gama=2)
     assert "gama" in refused(4, lambda: make_trainer(nnUNetTrainerIACLTHSearch, searchable), capsys)
 
 
+@NO_PICTURES
 def test_cells_in_cells_are_refused(searchable, capsys):
     search(nnUNetTrainerIACLTHSearch, searchable)
     text = refused(
@@ -402,11 +429,13 @@ def test_cells_in_cells_are_refused(searchable, capsys):
     assert "already" in text
 
 
+@NO_PICTURES
 def test_a_configuration_without_cells_cannot_be_retrofitted(searchable, capsys):
     text = refused(4, lambda: make_trainer(nnUNetTrainerIACRetrofit, searchable), capsys)
     assert "2d has no searched cells" in text
 
 
+@NO_PICTURES
 def test_validation_alone_says_that_there_is_none(searchable, capsys):
     search(nnUNetTrainerIACLTHSearch, searchable)
     capsys.readouterr()
