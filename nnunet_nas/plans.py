@@ -27,6 +27,7 @@ from nnunet_nas import __version__
 from nnunet_nas.environment import dataset_number
 from nnunet_nas.errors import DataProblem, UsageError
 from nnunet_nas.files import locked, read_json, replace_file
+from nnunet_nas.settings import overrides
 
 # Keys that say where a configuration comes from or how to search on it, not what it is.
 _NOT_CONTENT = ("inherits_from", "nas", "nas_settings")
@@ -122,8 +123,7 @@ def configuration_digest(plans: dict[str, Any], name: str) -> str:
     search settings (`nas`, `nas_settings`), which do not change what nnU-Net trains.
     """
     content = {key: value for key, value in resolve_configuration(plans, name).items() if key not in _NOT_CONTENT}
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+    return "sha256:" + hashlib.sha256(_canonical(content).encode()).hexdigest()
 
 
 def staleness(plans: dict[str, Any], name: str) -> str | None:
@@ -222,7 +222,7 @@ def write_settings(path: Path, name: str, method: str, values: dict[str, Any], r
     """Sets search settings of a configuration: the only key that is ever written into an existing one.
 
     nnU-Net's inheritance replaces `nas_settings` as a whole. A configuration that inherits some and is given its own
-    therefore starts with a copy of what it inherits.
+    therefore starts with a copy of what it inherits. The file is not touched if nothing changes.
 
     Args:
         path: the plans file.
@@ -232,20 +232,28 @@ def write_settings(path: Path, name: str, method: str, values: dict[str, Any], r
         removed: keys to take back; empty dictionaries vanish with the last of them.
 
     Raises:
-        DataProblem: unknown configuration, or a broken plans file.
+        DataProblem: unknown configuration, a broken plans file, or settings in it that are none.
         EnvironmentProblem: no permission, no space, or another process keeps the lock. The file is as it was.
     """
     with _locked_plans(path):
         plans = read_plans(path)
-        settings = resolve_configuration(plans, name).get("nas_settings", {})
-        ours = {**settings.get(method, {}), **values}
+        resolved = resolve_configuration(plans, name)
+        ours = {**overrides(resolved, method), **values}
+        settings = resolved.get("nas_settings", {})
         settings[method] = {key: value for key, value in ours.items() if key not in removed}
         entry = plans["configurations"][name]
+        before = _canonical(entry)
         entry["nas_settings"] = {key: value for key, value in settings.items() if value}
         inherited = resolve_configuration(plans, entry["inherits_from"]) if "inherits_from" in entry else {}
-        if entry["nas_settings"] == inherited.get("nas_settings", {}):
+        if _canonical(entry["nas_settings"]) == _canonical(inherited.get("nas_settings", {})):
             del entry["nas_settings"]
-        replace_file(path, json.dumps(plans, indent=4).encode())
+        if _canonical(entry) != before:
+            replace_file(path, json.dumps(plans, indent=4).encode())
+
+
+def _canonical(content: Any) -> str:
+    """JSON to compare by: Python calls 1 and True equal, which are different settings."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
 
 @contextlib.contextmanager

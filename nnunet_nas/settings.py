@@ -13,7 +13,7 @@ import importlib
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
@@ -48,7 +48,7 @@ def settings_class(method: str) -> type:
         DataProblem: unknown method.
     """
     if method not in _CLASSES:
-        raise DataProblem(f"nas_settings: unknown method {method!r}; known: {', '.join(METHODS)}")
+        raise DataProblem(f"nas_settings: unknown method {method!r}; known: {', '.join(METHODS)}: correct the plans")
     module, name = _CLASSES[method].split(":")
     found: type = getattr(importlib.import_module(module), name)
     return found
@@ -84,36 +84,50 @@ def overrides(configuration: dict[str, Any], method: str) -> dict[str, Any]:
     return found
 
 
-def checked_values(cls: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Values by key, converted to the types of their fields.
+def checked_values(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Values by key as they stand in plans, converted to the types of their fields.
 
     Raises:
         DataProblem: an unknown key or a value that is not allowed.
     """
-    return {key: _checked(cls, key, value) for key, value in values.items()}
+    checked = {}
+    for key, value in values.items():
+        try:
+            checked[key] = _checked(cls, key, value)
+        except DataProblem as error:
+            change = f"{key}=VALUE, or {key}=default" if key in _fields(cls) else f"{key}=default"
+            raise DataProblem(f"{error}; mend it with nnunet_nas set_search ... -m {cls.method} {change}") from error
+    return checked
 
 
-def parse_assignments(cls: type, assignments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+def parse_assignments(
+    cls: type, assignments: Sequence[str], standing: Collection[str] = ()
+) -> tuple[dict[str, Any], list[str]]:
     """`key=value` words of a command line.
 
     Args:
         cls: the method's dataclass.
         assignments: words; `key=default` takes an override back.
+        standing: keys that are set now; one of them can be taken back even if it is no setting.
 
     Returns:
         values to set by key, and keys to take back.
 
     Raises:
-        UsageError: no `=`, an unknown key, or a value that is not allowed.
+        UsageError: no `=`, an unknown key, one that is given twice, or a value that is not allowed.
     """
-    values, removed = {}, []
+    values: dict[str, Any] = {}
+    removed: list[str] = []
     for word in assignments:
         key, equals, text = word.partition("=")
         if not equals:
             raise UsageError(f"{word}: write key=value; known keys: {', '.join(_fields(cls))}")
+        if key in values or key in removed:
+            raise UsageError(f"{word}: {key} is given twice, give it once")
         try:
             if text == "default":
-                _field(cls, key)
+                if key not in standing:
+                    _field(cls, key)
                 removed.append(key)
             else:
                 values[key] = _checked(cls, key, _from_text(_type(cls, key), text))
@@ -194,10 +208,7 @@ def _checked(cls: Any, key: str, value: Any) -> Any:
         numbers = converted if isinstance(converted, tuple) else (converted,)
         wrong = any(number < minimum for number in numbers)
     if wrong:
-        raise DataProblem(
-            f"setting {cls.method}.{key} must be {_describe(kind)}{least}, not {value!r}; mend it with nnunet_nas "
-            f"set_search ... -m {cls.method} {key}=VALUE, or {key}=default"
-        )
+        raise DataProblem(f"setting {cls.method}.{key} must be {_describe(kind)}{least}, not {value!r}")
     return converted
 
 
@@ -220,7 +231,9 @@ def _converted(kind: Any, value: Any) -> Any:
 def _converted_scalar(kind: type, value: Any) -> Any:
     """A bool is no number; an integer may stand for a float; infinite and undefined numbers are wrong."""
     if kind is float and type(value) is int:
-        value = float(value)
+        # An integer beyond the largest float stays one, and is refused.
+        with contextlib.suppress(OverflowError):
+            value = float(value)
     finite = not isinstance(value, float) or math.isfinite(value)
     return value if type(value) is kind and finite else _WRONG
 

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from nnunet_nas.plans import (
     resolve_configuration,
     separate_plans_path,
     staleness,
+    write_settings,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -487,6 +489,135 @@ def test_writers_through_a_link_and_through_the_file_keep_each_other_out(plans_f
         add(link, 8)
 
 
+def set_by(path, name):
+    return read(path)["configurations"][name].get("nas_settings")
+
+
+def test_settings_are_the_only_key_that_is_written(plans_file):
+    expected = read(plans_file)
+    write_settings(plans_file, "2d", "iac_lth", {"gamma": 2.0, "augmentation": False})
+    expected["configurations"]["2d"]["nas_settings"] = {"iac_lth": {"gamma": 2.0, "augmentation": False}}
+    assert plans_file.read_text() == json.dumps(expected, indent=4)
+
+
+def test_settings_of_other_methods_and_keys_stay(plans_file):
+    write_settings(plans_file, "2d", "iac", {"seed": 4})
+    write_settings(plans_file, "2d", "iac_lth", {"gamma": 2.0})
+    write_settings(plans_file, "2d", "iac_lth", {"tau0": 1e-8})
+    assert set_by(plans_file, "2d") == {"iac": {"seed": 4}, "iac_lth": {"gamma": 2.0, "tau0": 1e-8}}
+
+
+@pytest.mark.parametrize("name", ["2d", "2d_bs4"])
+def test_with_the_last_setting_taken_back_the_file_is_what_it_was(plans_file, name):
+    before = plans_file.read_bytes()
+    write_settings(plans_file, name, "iac", {"seed": 4})
+    write_settings(plans_file, name, "iac_lth", {"gamma": 2.0, "tau0": 1e-8})
+    write_settings(plans_file, name, "iac", {}, ["seed"])
+    assert set_by(plans_file, name) == {"iac_lth": {"gamma": 2.0, "tau0": 1e-8}}
+    write_settings(plans_file, name, "iac_lth", {}, ["gamma", "tau0"])
+    assert plans_file.read_bytes() == before
+
+
+def test_own_settings_start_from_the_inherited_ones_as_nnunet_would_drop_them(plans_file):
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    write_settings(plans_file, "2d", "iac_lth", {"gamma": 2.0})
+    write_settings(plans_file, "2d_bs4", "iac_retrofit", {"num_epochs": 5})
+    both = {"iac_lth": {"gamma": 2.0}, "iac_retrofit": {"num_epochs": 5}}
+    assert PlansManager(str(plans_file)).get_configuration("2d_bs4").configuration["nas_settings"] == both
+    assert set_by(plans_file, "2d") == {"iac_lth": {"gamma": 2.0}}
+
+
+def test_an_inherited_setting_can_be_taken_back_for_one_configuration(plans_file):
+    write_settings(plans_file, "2d", "iac_lth", {"gamma": 2.0})
+    write_settings(plans_file, "2d_bs4", "iac_lth", {}, ["gamma"])
+    # Empty, not absent: without the key nnU-Net would inherit the setting again.
+    assert set_by(plans_file, "2d_bs4") == {}
+    assert set_by(plans_file, "2d") == {"iac_lth": {"gamma": 2.0}}
+    write_settings(plans_file, "2d_bs4", "iac_lth", {"gamma": 2.0})
+    assert set_by(plans_file, "2d_bs4") is None
+
+
+def test_a_value_of_another_type_is_another_value(plans_file):
+    # 1 equals True for Python and is no answer to a yes-or-no question.
+    edit(plans_file, lambda plans: plans["configurations"]["2d"].update(nas_settings={"iac": {"augmentation": 1}}))
+    write_settings(plans_file, "2d_bs4", "iac", {"augmentation": True})
+    assert set_by(plans_file, "2d_bs4")["iac"]["augmentation"] is True
+    write_settings(plans_file, "2d", "iac", {"augmentation": True})
+    assert set_by(plans_file, "2d")["iac"]["augmentation"] is True
+
+
+def test_settings_that_stand_already_do_not_touch_the_file(plans_file):
+    write_settings(plans_file, "2d", "iac", {"seed": 4})
+    # As a user's editor might leave it.
+    plans_file.write_text(json.dumps(read(plans_file), indent=2))
+    before = plans_file.read_bytes()
+    write_settings(plans_file, "2d", "iac", {"seed": 4}, ["num_epochs"])
+    assert plans_file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [([1], "nas_settings must be"), ({"iac": 3}, "nas_settings.iac must be"), ({"iak": {}}, "unknown method 'iak'")],
+)
+def test_settings_are_not_written_into_what_are_none(plans_file, content, message):
+    edit(plans_file, lambda plans: plans["configurations"]["2d"].update(nas_settings=content))
+    before = plans_file.read_bytes()
+    with pytest.raises(DataProblem, match=message):
+        write_settings(plans_file, "2d_bs4", "iac", {"seed": 4})
+    assert plans_file.read_bytes() == before
+
+
+def test_settings_of_a_configuration_that_is_not_there_are_refused(plans_file):
+    before = plans_file.read_bytes()
+    with pytest.raises(DataProblem, match="5d is not in the plans; choose one of: 2d, "):
+        write_settings(plans_file, "5d", "iac", {"seed": 4})
+    assert plans_file.read_bytes() == before
+
+
+def test_settings_wait_for_another_writer(plans_file, monkeypatch):
+    from nnunet_nas.files import locked
+
+    before = plans_file.read_bytes()
+    monkeypatch.setattr("nnunet_nas.plans._LOCK_SECONDS", 0.05)
+    with (
+        locked(plans_file, timeout=0, busy="busy"),
+        pytest.raises(EnvironmentProblem, match="another process has been writing"),
+    ):
+        write_settings(plans_file, "2d", "iac", {"seed": 4})
+    assert plans_file.read_bytes() == before
+
+
+CHANGES = st.tuples(
+    st.sampled_from(["a", "b", "c"]),
+    st.sampled_from(["iac", "iac_lth"]),
+    st.dictionaries(st.sampled_from(["x", "y"]), st.integers(0, 2), max_size=2),
+    st.sets(st.sampled_from(["x", "y"]), max_size=1),
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(CHANGES, max_size=6))
+def test_any_sequence_of_changes_leaves_in_force_what_was_asked_for(changes):
+    configurations = {"a": {}, "b": {"inherits_from": "a"}, "c": {"inherits_from": "b"}}
+    plans = {"plans_name": "p", "configurations": configurations}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "p.json"
+        path.write_text(json.dumps(plans, indent=4))
+        for name, method, values, removed in changes:
+            before = resolve_configuration(read(path), name).get("nas_settings", {})
+            write_settings(path, name, method, values, sorted(removed))
+            after = resolve_configuration(read(path), name).get("nas_settings", {})
+            wanted = {**before.get(method, {}), **values}
+            wanted = {key: value for key, value in wanted.items() if key not in removed}
+            assert after == {key: value for key, value in {**before, method: wanted}.items() if value}
+        everything = ["x", "y"]
+        for name in ("a", "b", "c"):
+            for method in ("iac", "iac_lth"):
+                write_settings(path, name, method, {}, everything)
+        assert path.read_text() == json.dumps(plans, indent=4)
+
+
 def raise_os_error(code):
     def function(*arguments, **keywords):
         raise OSError(code, os.strerror(code))
@@ -516,6 +647,17 @@ def test_a_failed_write_leaves_everything_as_it_was(plans_file, monkeypatch, fai
     assert {path.name: path.read_bytes() for path in plans_file.parent.glob("*.json")} == before
     assert no_leftovers(plans_file.parent)
     assert add(plans_file, 8, output=output) == ["2d_xtiny8"]
+
+
+@pytest.mark.parametrize("function", ["os.fsync", "tempfile.mkstemp"])
+def test_a_failed_write_of_settings_leaves_everything_as_it_was(plans_file, monkeypatch, function):
+    before = plans_file.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(function, raise_os_error(errno.ENOSPC))
+        with pytest.raises(EnvironmentProblem, match="no space left"):
+            write_settings(plans_file, "2d", "iac", {"seed": 4})
+    assert plans_file.read_bytes() == before
+    assert no_leftovers(plans_file.parent)
 
 
 WRITER = """

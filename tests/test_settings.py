@@ -1,13 +1,18 @@
 """Settings of the searches: defaults, overrides in plans, words of a command line, and what is refused."""
 
-from dataclasses import dataclass
+import json
+import tempfile
+import typing
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunet_nas.errors import DataProblem, UsageError
+from nnunet_nas.plans import read_plans, resolve_configuration, write_settings
 from nnunet_nas.settings import (
     METHODS,
     checked_values,
@@ -43,9 +48,9 @@ def test_without_overrides_the_defaults_hold():
 
 
 def test_overrides_are_read_and_converted():
-    settings = read_settings(Example, configuration(epochs=3, rate=1, widths=[8, 16], trainer="nnUNetTrainer"))
-    assert settings == Example(epochs=3, rate=1.0, widths=(8, 16), trainer="nnUNetTrainer")
-    assert type(settings.rate) is float
+    found = read_settings(Example, configuration(epochs=3, rate=1, widths=[8, 16], trainer="nnUNetTrainer"))
+    assert found == Example(epochs=3, rate=1.0, widths=(8, 16), trainer="nnUNetTrainer")
+    assert type(found.rate) is float
 
 
 @pytest.mark.parametrize(
@@ -59,6 +64,11 @@ def test_overrides_are_read_and_converted():
         ("rate", float("nan"), "a number"),
         ("rate", float("inf"), "a number"),
         ("rate", -0.1, "of at least 0"),
+        ("rate", 10**400, "a number"),
+        ("rate", False, "a number"),
+        ("norm", None, "one of instance, batch"),
+        ("trainer", False, "text or none"),
+        ("widths", 8, "a list"),
         ("augment", 1, "true or false"),
         ("trainer", 3, "text or none"),
         ("norm", "group", "one of instance, batch"),
@@ -71,19 +81,29 @@ def test_values_that_a_key_does_not_allow_are_named(key, value, said):
     with pytest.raises(DataProblem, match=f"iac.{key} must be") as problem:
         read_settings(Example, configuration(**{key: value}))
     assert said in str(problem.value)
-    assert "set_search" in str(problem.value)
+    assert repr(value) in str(problem.value)
+    assert f"nnunet_nas set_search ... -m iac {key}=VALUE, or {key}=default" in str(problem.value)
+    assert "\n" not in str(problem.value)
 
 
 def test_an_unknown_key_lists_the_known_ones_and_the_nearest():
     with pytest.raises(DataProblem, match="did you mean epochs") as problem:
         read_settings(Example, configuration(epoch=3))
     assert "epochs, rate, augment, trainer, norm, widths" in str(problem.value)
+    assert "nnunet_nas set_search ... -m iac epoch=default" in str(problem.value)
+    with pytest.raises(DataProblem, match="unknown setting 'zzz' of iac; known: epochs, "):
+        read_settings(Example, configuration(zzz=3))
 
 
 @pytest.mark.parametrize("content", [[], {"iak": {}}, {"iac": 3}])
 def test_settings_of_another_shape_are_refused(content):
     with pytest.raises(DataProblem, match="nas_settings"):
         read_settings(Example, {"nas_settings": content})
+
+
+def test_an_unknown_method_lists_the_known_ones():
+    with pytest.raises(DataProblem, match="unknown method 'iak'; known: iac, iac_lth, iac_retrofit"):
+        read_settings(Example, {"nas_settings": {"iak": {}}})
 
 
 def test_words_of_a_command_line():
@@ -98,8 +118,22 @@ def test_words_of_a_command_line():
 
 @pytest.mark.parametrize("word", ["epochs", "epoch=3", "epochs=3.5", "epoch=default", "augment=yes", "rate=nan"])
 def test_words_that_mean_nothing_are_usage_errors(word):
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError) as problem:
         parse_assignments(Example, [word])
+    # The mend is to write the word differently, not another call of the command that is being called.
+    assert "set_search" not in str(problem.value)
+
+
+@pytest.mark.parametrize("words", [["epochs=3", "epochs=4"], ["epochs=default", "epochs=4"]])
+def test_a_key_that_is_given_twice_is_refused_and_not_guessed(words):
+    with pytest.raises(UsageError, match="epochs=4: epochs is given twice"):
+        parse_assignments(Example, words)
+
+
+def test_what_is_no_setting_can_be_taken_back_where_it_stands_in_the_plans():
+    assert parse_assignments(Example, ["epoch=default"], standing={"epoch": 3}) == ({}, ["epoch"])
+    with pytest.raises(UsageError, match="did you mean epochs"):
+        parse_assignments(Example, ["epoch=4"], standing={"epoch": 3})
 
 
 @given(
@@ -117,6 +151,40 @@ def test_what_is_written_as_words_is_read_back(values):
     words = [f"{key}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in values.items()]
     assert parse_assignments(Example, words) == (values, [])
     assert checked_values(Example, values) == values
+
+
+def allowed(kind, minimum):
+    """Values that a field of this type may have."""
+    options = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        return st.sampled_from(options)
+    if type(None) in options:
+        return st.none() | allowed(options[0], minimum)
+    if typing.get_origin(kind) is tuple:
+        return st.lists(allowed(options[0], minimum), min_size=1, max_size=4).map(tuple)
+    if kind is float:
+        return st.floats(minimum, 1e300)
+    return {int: st.integers(minimum or 0, 10**9), bool: st.booleans(), str: st.text(max_size=5)}[kind]
+
+
+def any_overrides(cls):
+    kinds = typing.get_type_hints(cls)
+    optional = {item.name: allowed(kinds[item.name], item.metadata["minimum"]) for item in fields(cls)}
+    return st.fixed_dictionaries({}, optional=optional)
+
+
+@pytest.mark.parametrize("cls", [Example, *map(settings_class, METHODS)])
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_what_is_written_to_plans_is_read_back(cls, data):
+    values = data.draw(any_overrides(cls))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "p.json"
+        path.write_text(json.dumps({"plans_name": "p", "configurations": {"2d": {}}}))
+        write_settings(path, "2d", cls.method, values)
+        found = read_settings(cls, resolve_configuration(read_plans(path), "2d"))
+    assert found == cls(**values)
+    assert all(type(getattr(found, key)) is type(value) for key, value in values.items())
 
 
 def test_the_table_says_where_values_come_from():

@@ -48,10 +48,10 @@ def run(args: argparse.Namespace) -> int:
     """Writes what was given, then shows all, or what was changed."""
     dataset = find_preprocessed_dataset(args.d)
     path, cls = plans_path(dataset, args.p), settings_class(args.m)
-    values, removed = parse_assignments(cls, args.assignments)
-    configuration = resolve_configuration(read_plans(path), args.c)
+    standing = overrides(resolve_configuration(read_plans(path), args.c), args.m)
+    values, removed = parse_assignments(cls, args.assignments, standing)
     # Before anything is written, so that a broken entry of an earlier hand is named and not mixed with a new one.
-    checked_values(cls, {k: v for k, v in overrides(configuration, args.m).items() if k not in {*values, *removed}})
+    checked_values(cls, {key: value for key, value in standing.items() if key not in {*values, *removed}})
     if args.assignments:
         write_settings(path, args.c, args.m, values, removed)
     plans = read_plans(path)
@@ -63,7 +63,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     shown = [row for row in rows if not args.assignments or row.key in {*values, *removed}]
     cells = [[row.key, _text(row.value), _text(row.default), row.source, row.origin, row.help] for row in shown]
-    print(format_table(_HEADER, cells, left=len(_HEADER)))
+    if cells:
+        print(format_table(_HEADER, cells, left=len(_HEADER)))
+    for key in sorted(set(removed) - {row.key for row in rows}):
+        print(f"{key} was no setting of {args.m} and is taken out", file=sys.stderr)
     print("next: export nnUNet_extTrainer=$(nnunet_nas ext_path)", file=sys.stderr)
     print(f"next: {_train_command(plans, args, dataset_number(dataset.name))}", file=sys.stderr)
     return 0
@@ -89,8 +92,9 @@ def _train_command(plans: dict[str, Any], args: argparse.Namespace, number: int)
 
 
 def _text(value: Any) -> str:
+    """The value as it would be given on the command line, with all its digits."""
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return value or '""' if isinstance(value, str) else f"{value:g}"
+        return ",".join(map(_text, value))
+    return value or '""' if isinstance(value, str) else str(value).removesuffix(".0")

@@ -1,11 +1,16 @@
 """`nnunet_nas set_search`: what it writes into plans, and what it never touches."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from nnunet_nas.cli.main import main
 
+ROOT = Path(__file__).resolve().parents[2]
 CALL = ["set_search", "-d", "11", "-c", "2d", "-m", "iac_lth"]
 
 
@@ -61,6 +66,13 @@ def test_it_shows_everything_with_its_source(dataset, capsys):
         (["-c", "2d", "-m", "iac_lth", "gamma=0.5"], 2, "at least 1"),
         (["-c", "2d", "-m", "iac", "gamma=2"], 2, "unknown setting 'gamma' of iac"),
         (["-c", "5d", "-m", "iac"], 4, "5d is not in the plans"),
+        (["-c", "5d", "-m", "iac", "seed=3"], 4, "5d is not in the plans"),
+        (["-c", "2d", "-m", "iac", "-p", "other", "seed=3"], 4, "other.json does not exist"),
+        # All or none: the first of the two is fine.
+        (["-c", "2d", "-m", "iac_lth", "gamma=2", "tau0=-1"], 2, "tau0 must be a number of at least 0, not -1"),
+        (["-c", "2d", "-m", "iac_lth", "gamma=2", "gamma=3"], 2, "gamma is given twice"),
+        (["-c", "2d", "-m", "iac_lth", "gamma=default", "gamma=3"], 2, "gamma is given twice"),
+        (["-c", "2d", "-m", "iac_lth", "gama=default"], 2, "did you mean gamma?"),
     ],
 )
 def test_refusals_are_one_line_and_write_nothing(arguments, code, said, dataset, capsys):
@@ -82,10 +94,100 @@ def test_a_broken_setting_can_be_mended_with_the_command_itself(dataset, capsys)
     assert "nas_settings" not in plans(dataset)["configurations"]["2d"]
 
 
-def test_settings_do_not_make_derived_configurations_stale(dataset, capsys):
-    main(["set_search", "-d", "11", "-c", "2d", "-m", "iac", "seed=4"])
+def test_a_mistyped_key_of_an_earlier_hand_can_be_taken_out_with_the_command_itself(dataset, capsys):
+    before = (dataset / "nnUNetPlans.json").read_bytes()
+    content = plans(dataset)
+    content["configurations"]["2d"]["nas_settings"] = {"iac_lth": {"gama": 2}}
+    (dataset / "nnUNetPlans.json").write_text(json.dumps(content, indent=4))
+    assert main(CALL) == 4
+    assert "nnunet_nas set_search ... -m iac_lth gama=default" in capsys.readouterr().err
+    assert main([*CALL, "gama=default"]) == 0
+    output = capsys.readouterr()
+    assert (output.out, output.err.splitlines()[0]) == ("", "gama was no setting of iac_lth and is taken out")
+    assert (dataset / "nnUNetPlans.json").read_bytes() == before
+
+
+def test_only_what_was_changed_is_shown_and_exactly_as_it_was_given(dataset, capsys):
+    assert main([*CALL, "seed=12345678", "weights_lr=0.123456789", "tau0=1e-10", "outlier_k=2"]) == 0
+    rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert rows == [["seed", "12345678"], ["weights_lr", "0.123456789"], ["tau0", "1e-10"], ["outlier_k", "2"]]
+
+
+def test_the_table_names_the_configuration_that_a_setting_is_inherited_from(dataset, capsys):
+    main([*CALL, "gamma=2"])
+    capsys.readouterr()
+    assert main(["set_search", "-d", "11", "-c", "2d_bs4", "-m", "iac_lth", "--json"]) == 0
+    origins = {row["key"]: row["origin"] for row in json.loads(capsys.readouterr().out)["settings"]}
+    assert (origins["gamma"], origins["tau0"]) == ("2d", "default")
+
+
+def test_showing_changes_nothing(dataset):
+    before = (dataset / "nnUNetPlans.json").stat()
+    assert main(CALL) == 0
+    after = (dataset / "nnUNetPlans.json").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+SEARCHED = {"2d_iac": "iac", "2d_iaclth": "iac_lth", "2d_xtiny8": "xtiny"}
+
+
+@pytest.mark.parametrize(
+    ("configuration", "method", "command"),
+    [
+        ("2d", "iac", "2d 0 -tr nnUNetTrainerIACSearch"),
+        ("2d", "iac_lth", "2d 0 -tr nnUNetTrainerIACLTHSearch"),
+        ("2d", "iac_retrofit", "2d_iaclth 0 -tr nnUNetTrainerIACRetrofit"),
+        ("2d_iac", "iac_retrofit", "2d_iac 0 -tr nnUNetTrainerIACRetrofit"),
+        ("2d_iaclth", "iac_retrofit", "2d_iaclth 0 -tr nnUNetTrainerIACRetrofit"),
+        # A width is no cell: there is nothing to retrofit before cells are searched on it.
+        ("2d_xtiny8", "iac_retrofit", "2d_xtiny8_iaclth 0 -tr nnUNetTrainerIACRetrofit"),
+    ],
+)
+def test_it_ends_with_the_commands_that_use_the_settings(configuration, method, command, dataset, capsys):
+    content = plans(dataset)
+    for name, searched_by in SEARCHED.items():
+        content["configurations"][name] = {"inherits_from": "2d", "nas": {"method": searched_by}}
+    (dataset / "nnUNetPlans.json").write_text(json.dumps(content, indent=4))
+    # By name, because the command that is shown has the number.
+    for assignments in ([], ["num_epochs=3"]):
+        assert main(["set_search", "-d", "Dataset011_Fake", "-c", configuration, "-m", method, *assignments]) == 0
+        assert capsys.readouterr().err.splitlines() == [
+            "next: export nnUNet_extTrainer=$(nnunet_nas ext_path)",
+            f"next: nnUNetv2_train 11 {command}",
+        ]
+
+
+def test_other_plans_are_named_in_the_next_command(dataset, capsys):
+    assert main([*CALL, "-p", "nnUNetResEncUNetMPlans", "gamma=2"]) == 0
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "next: nnUNetv2_train 11 2d 0 -p nnUNetResEncUNetMPlans -tr nnUNetTrainerIACLTHSearch"
+    assert "nas_settings" not in plans(dataset)["configurations"]["2d"]
+
+
+def test_an_unknown_method_is_a_wrong_call_that_lists_the_known_ones(dataset, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["set_search", "-d", "11", "-c", "2d", "-m", "nope"])
+    assert caught.value.code == 2
+    assert "'iac', 'iac_lth', 'iac_retrofit'" in capsys.readouterr().err
+
+
+def test_it_answers_without_heavy_imports(dataset):
+    # Half a second is the promise; torch alone takes longer, so the promise is kept or broken by what is imported.
+    code = f"""
+import sys
+from nnunet_nas.cli.main import main
+assert main({[*CALL, "gamma=2"]!r}) == 0
+print(sorted({{"torch", "nnunetv2", "matplotlib", "numpy", "scipy"}} & set(sys.modules)))
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ}, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_settings_do_not_make_derived_configurations_stale(dataset):
     from nnunet_nas.plans import configuration_digest
 
+    main(["set_search", "-d", "11", "-c", "2d", "-m", "iac", "seed=4"])
     with_settings = plans(dataset)
     without = json.loads(json.dumps(with_settings))
     del without["configurations"]["2d"]["nas_settings"]

@@ -77,7 +77,7 @@ def test_from_the_backbone_to_a_prediction_on_another_machine(work, trainers, tm
     images = work / "nnUNet_raw/Dataset998_Phantom/imagesTs"
     predict = ("nnUNetv2_predict", "-i", images, "-o", tmp_path / "out", "-d", "998", *model, "-f", "0", "1")
     run(work, *predict, "-device", "cpu", "--disable_tta")
-    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == len(list(images.iterdir())) == 2
+    assert len(list((tmp_path / "out").glob("*.png"))) == len(list(images.iterdir())) == 2
 
 
 def test_cells_on_a_tiny_backbone(work, trainers):
