@@ -1,5 +1,6 @@
 """One contract for every network that plans can name: what nnU-Net does to a network must work on it."""
 
+import dataclasses
 import io
 
 import pytest
@@ -54,11 +55,43 @@ def spec(network, geometry, cap):
     )
 
 
+GENOTYPE = {
+    "2": {"0": "sep_conv_3", "1": "identity"},
+    "3": {"0": "max_pool_3", "2": "sep_conv_5"},
+    "4": {"1": "dil_conv_3", "3": "avg_pool_3"},
+    "5": {"3": "dil_conv_5", "4": "sep_conv_3"},
+}
+
+
+def with_cells(backbone, geometry, cap):
+    """The same with a searched cell in every skip connection; residual ones where the U-Net is not."""
+    plain = spec(backbone, geometry, cap)
+    kwargs = {
+        **plain.architecture["arch_kwargs"],
+        "backbone": plain.architecture["network_class_name"],
+        "cells": {
+            "genotype": GENOTYPE,
+            "widths": [16] * (STAGES - 1),
+            "norm": "backbone",
+            "residual": backbone == "PlainConvUNet",
+        },
+    }
+    architecture = {**plain.architecture, "network_class_name": "nnunet_nas.iac.network.IACUNet", "arch_kwargs": kwargs}
+    return dataclasses.replace(plain, architecture=architecture)
+
+
+BACKBONES = ("PlainConvUNet", "ResidualEncoderUNet")
+
+
 @pytest.fixture(
-    params=[(n, g, c) for n in ("PlainConvUNet", "ResidualEncoderUNet") for g in GEOMETRY for c in (8, 1)], ids=str
+    params=[
+        (build, n, g, c) for n in BACKBONES for g in GEOMETRY for build, c in ((spec, 8), (spec, 1), (with_cells, 8))
+    ],
+    ids=lambda case: f"{case[0].__name__}-{case[1]}-{case[2]}-{case[3]}",
 )
 def network_spec(request):
-    return spec(*request.param)
+    build, *arguments = request.param
+    return build(*arguments)
 
 
 def images(network_spec, batch=2):

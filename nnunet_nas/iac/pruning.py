@@ -61,7 +61,8 @@ def operations_to_prune(importance: Floats, active: Mask, k: float) -> Mask:
         return drop
     left = np.flatnonzero(active)
     values = importance[left]
-    drop[left] = values < values.mean() - k * values.std()
+    # The slack keeps equal values, whose mean is rounded, from being outliers.
+    drop[left] = values < (values.mean() - k * values.std()) * (1 - _EPSILON)
     if not drop.any():
         drop[left[np.argmin(values)]] = True
     drop[left[np.argmax(values)]] = False

@@ -1,0 +1,225 @@
+"""The supernet against the plain implementation, the discrete cell and its own promises."""
+
+import copy
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from torch import nn
+
+from nnunet_nas.errors import DataProblem
+from nnunet_nas.iac.genotype import EDGES, OPERATIONS, Genotype, discretise
+from nnunet_nas.iac.network import SKIP_PREFIX, IACUNet, load_backbone
+from nnunet_nas.iac.settings import IACLTHSettings
+from nnunet_nas.iac.supernet import IACSupernet, Mixture, SuperCell, discrete_state
+
+PATH = Path(__file__).parents[2] / "examples/benchmarks/plain_pc_darts.py"
+SPEC = importlib.util.spec_from_file_location("plain_pc_darts", PATH)
+plain_pc_darts = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(plain_pc_darts)
+
+LEVELS = {"2d": ((9, 8), (3, 3)), "3d": ((5, 6, 7), (3, 3, 3)), "anisotropic": ((3, 8, 7), (1, 3, 3))}
+
+
+def super_cell(shape, kernel, *, partial=4, norm="instance", width=16):
+    torch.manual_seed(0)
+    return SuperCell(
+        skip_channels=10,
+        width=width,
+        partial=partial,
+        conv_op=nn.Conv2d if len(shape) == 2 else nn.Conv3d,
+        norm=norm,
+        kernel=kernel,
+    ).double()
+
+
+def relaxed(share=1.0):
+    """p, w and active operations; at least one per edge."""
+    rng = np.random.default_rng(3)
+    active = rng.random((len(EDGES), len(OPERATIONS))) < share
+    active[np.arange(len(EDGES)), rng.integers(0, 7, len(EDGES))] = True
+    alpha = torch.from_numpy(rng.standard_normal(active.shape)).masked_fill(~torch.from_numpy(active), -torch.inf)
+    return torch.softmax(alpha, 1).requires_grad_(), torch.from_numpy(rng.random(len(EDGES))).requires_grad_(), active
+
+
+def unet(cls=PlainConvUNet, conv=nn.Conv2d, norm=nn.InstanceNorm2d, kernels=3, strides=(1, 2, 2)):
+    torch.manual_seed(1)
+    blocks = "n_conv_per_stage" if cls is PlainConvUNet else "n_blocks_per_stage"
+    arguments = {
+        "n_stages": 3, "features_per_stage": (8, 16, 32), "conv_op": conv, "kernel_sizes": kernels, "strides": strides,
+        blocks: 1, "n_conv_per_stage_decoder": 1, "conv_bias": True, "norm_op": norm,
+        "norm_op_kwargs": {"affine": True}, "nonlin": nn.LeakyReLU, "nonlin_kwargs": {"inplace": True},
+        "deep_supervision": True,
+    }  # fmt: skip
+    return cls(1, num_classes=2, **arguments), arguments
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+@pytest.mark.parametrize("partial", [1, 2, 4])
+@pytest.mark.parametrize("share", [1.0, 0.4])
+@pytest.mark.parametrize("level", LEVELS)
+def test_it_equals_the_plain_implementation_forward_and_gradients(level, share, partial, norm):
+    shape, kernel = LEVELS[level]
+    fast = super_cell(shape, kernel, partial=partial, norm=norm)
+    plain = plain_pc_darts.PlainCell(fast)
+    p, w, active = relaxed(share)
+    generator = torch.Generator().manual_seed(5)
+    given = torch.randn(2, 2, 10, *shape, generator=generator, dtype=torch.float64)
+    outputs, gradients = [], []
+    for version in ("plain", "fast"):
+        skip, up = (x.clone().requires_grad_() for x in given)
+        if version == "plain":
+            output = plain(skip, up, p, w, active)
+            weights = [plain.weights["skip"], plain.weights["output"]]
+        else:
+            output = fast(skip, up, Mixture(p * w[:, None], w, active))
+            weights = [fast.project_skip.weight, fast.output.weight]
+        (output.square() * torch.linspace(0, 1, shape[-1], dtype=torch.float64)).sum().backward()
+        outputs.append(output.detach())
+        gradients.append([skip.grad, up.grad, p.grad, w.grad, *(weight.grad for weight in weights)])
+        p.grad = w.grad = None
+    torch.testing.assert_close(*outputs)
+    for ours, theirs in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert_same_kernel_gradients(fast, plain, active)
+
+
+def assert_same_kernel_gradients(fast, plain, active):
+    """Of every edge's convolutions; what lies beyond the first c/K channels has none."""
+    channels = fast.width // fast.partial
+    for row in range(len(EDGES)):
+        for operation, column in ((name, OPERATIONS.index(name)) for name in ("sep_conv_5", "dil_conv_3")):
+            ours = fast.depthwise[f"{operation}_0"].grad
+            if not active[row, column]:
+                assert ours is None or not ours[row].any()
+                continue
+            theirs = plain.edges[row].operations[column].depthwise[0].grad
+            torch.testing.assert_close(ours[row, :channels], theirs)
+            assert not ours[row, channels:].any()
+
+
+def test_a_pruned_operation_costs_nothing(monkeypatch):
+    cell, calls = super_cell((9, 8), (3, 3)), []
+    convolve = cell.convolve
+    monkeypatch.setattr(cell, "convolve", lambda *args: calls.append(args[1].shape) or convolve(*args))
+    p, w, active = relaxed()
+    skip = torch.randn(1, 10, 9, 8, dtype=torch.float64)
+    cell(skip, skip, Mixture(p * w[:, None], w, active))
+    everything, calls[:] = len(calls), []
+    only_identity = np.zeros_like(active)
+    only_identity[:, 0] = True
+    cell(skip, skip, Mixture(p * w[:, None], w, only_identity))
+    # Five nodes send: three shared and six kernels each; identity alone is one 1x1 kernel.
+    assert (everything, len(calls)) == (5 * (3 + 6), 5)
+
+
+def test_a_settled_supernet_equals_the_discrete_cell_at_the_same_weights():
+    # K = 1; w is 0.5 on the two kept edges and 0 elsewhere, so that a supernet's node is half of the discrete sum.
+    torch.manual_seed(2)
+    convolutions = [name for name in OPERATIONS if "conv" in name]
+    rng = np.random.default_rng(0)
+    backbone, arguments = unet()
+    supernet = IACSupernet(copy.deepcopy(backbone), IACLTHSettings(partial_channels=1))
+    p, w = np.zeros((14, 7)), rng.random(14)
+    p[np.arange(14), [OPERATIONS.index(convolutions[index]) for index in rng.integers(0, 4, 14)]] = 1
+    genotype = discretise(p, w)
+    halves = np.array([0.5 if any(edge.row == row for edge in genotype.edges) else 0.0 for row in range(14)])
+    kept = torch.from_numpy(halves).float()
+    coefficients = torch.from_numpy(p).float() * kept[:, None]
+    supernet.mixture = lambda: Mixture(coefficients, kept, p > 0)
+
+    discrete = IACUNet(
+        1, 2, backbone="dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        cells={"genotype": genotype.to_json(), "widths": supernet.widths(), "norm": "instance"},
+        **arguments,
+    )  # fmt: skip
+    load_backbone(discrete, backbone.state_dict())
+    discrete.load_state_dict(discrete_state(supernet.cell_state(), genotype), strict=False)
+    for cell in discrete.decoder.skip_modules:
+        half_the_nodes(cell)
+    images = torch.randn(2, 1, 32, 24)
+    for ours, theirs in zip(supernet(images), discrete(images), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def half_the_nodes(cell):
+    for layer in cell.operations:
+        layer.register_forward_hook(lambda _, given, result: result / 2)
+
+
+@pytest.mark.parametrize("cls", [PlainConvUNet, ResidualEncoderUNet])
+def test_theta_0_covers_every_weight_of_the_discrete_cells_but_norms(cls):
+    backbone, arguments = unet(cls)
+    supernet = IACSupernet(backbone, IACLTHSettings())
+    genotype = discretise(*supernet.continuous_cell())
+    genotype = Genotype.from_json({**genotype.to_json(), "5": {"1": "sep_conv_5", "4": "dil_conv_5"}})
+    network = IACUNet(
+        1, 2, backbone=f"dynamic_network_architectures.architectures.unet.{cls.__name__}",
+        cells={"genotype": genotype.to_json(), "widths": supernet.widths()}, **arguments,
+    )  # fmt: skip
+    weights = discrete_state(supernet.cell_state(), genotype)
+    norms = {
+        f"{name}.{kind}"
+        for name, module in network.named_modules()
+        if isinstance(module, nn.InstanceNorm2d)
+        for kind in ("weight", "bias")
+    }
+    own = {name: p for name, p in network.named_parameters() if name.startswith(SKIP_PREFIX) and name not in norms}
+    assert {name: value.shape for name, value in weights.items()} == {name: p.shape for name, p in own.items()}
+
+
+def test_training_changes_cells_alpha_and_beta_and_nothing_else():
+    supernet = IACSupernet(unet(norm=nn.BatchNorm2d)[0], IACLTHSettings())
+    before = {name: value.clone() for name, value in supernet.state_dict().items()}
+    trained = [parameter for parameter in supernet.parameters() if parameter.requires_grad]
+    assert len(trained) == len(supernet.cell_parameters()) + 2
+    optimizer = torch.optim.SGD(trained, 0.1)
+    supernet.train()
+    for _ in range(2):
+        optimizer.zero_grad()
+        sum(output.square().mean() for output in supernet(torch.randn(2, 1, 32, 24))).backward()
+        assert all(parameter.grad is None for parameter in supernet.encoder.parameters())
+        optimizer.step()
+    for name, value in supernet.state_dict().items():
+        changed = not value.equal(before[name])
+        assert changed == (name.startswith(SKIP_PREFIX) or name in ("alpha", "beta")), name
+
+
+def test_the_beginning_is_uniform():
+    p, w = IACSupernet(unet()[0], IACLTHSettings()).continuous_cell()
+    assert p.dtype == w.dtype == np.float64
+    np.testing.assert_allclose(p, 1 / 7)
+    np.testing.assert_allclose(w, [1 / 2] * 2 + [1 / 3] * 3 + [1 / 4] * 4 + [1 / 5] * 5)
+
+
+def test_a_backbone_of_another_width_does_not_fit():
+    backbone, arguments = unet()
+    other = PlainConvUNet(1, num_classes=2, **{**arguments, "features_per_stage": (8, 16, 24)})
+    with pytest.raises(DataProblem, match="another architecture"):
+        load_backbone(IACSupernet(backbone, IACLTHSettings()), other.state_dict())
+
+
+def test_networks_without_skips_are_refused():
+    single = {"n_stages": 1, "features_per_stage": (8,), "strides": (1,)}
+    _, arguments = unet()
+    with pytest.raises(DataProblem, match="no skip connections"):
+        IACUNet(
+            1, 2, backbone="dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            cells={"genotype": GENOTYPE, "widths": []}, **{**arguments, **single},
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("widths", [None, [16], [16, 0], [16, "16"]])
+def test_widths_that_do_not_fit_the_levels_are_refused(widths):
+    _, arguments = unet()
+    with pytest.raises(DataProblem, match="2 positive integers"):
+        IACUNet(
+            1, 2, backbone="dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            cells={"genotype": GENOTYPE, "widths": widths}, **arguments,
+        )  # fmt: skip
+
+
+GENOTYPE = {str(node): {"0": "identity", "1": "sep_conv_3"} for node in range(2, 6)}
