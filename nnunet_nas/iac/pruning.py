@@ -81,6 +81,10 @@ class StabilityPruning:
         previous: distributions at the last epoch, (14, 7); uniform at first, as constant alpha make them.
         gamma: factor on tau after a failed test.
         k: see `operations_to_prune`.
+        gradual_epochs: None: the paper's rule alone. Otherwise the operations of an edge also fall evenly to one over
+            this many tests, the smallest first (our addition): the paper's thresholds keep nearly everything until
+            shortly before the end, so that steps become cheaper late.
+        tests: epochs tested so far.
     """
 
     active: Mask
@@ -88,12 +92,15 @@ class StabilityPruning:
     previous: Floats
     gamma: float
     k: float
+    gradual_epochs: int | None = None
+    tests: int = 0
 
     @classmethod
-    def start(cls, *, tau0: float, gamma: float, k: float) -> StabilityPruning:
+    def start(cls, *, tau0: float, gamma: float, k: float, gradual_epochs: int | None = None) -> StabilityPruning:
         """Before the first test: everything active."""
         shape = (len(EDGES), len(OPERATIONS))
-        return cls(np.ones(shape, bool), np.full(len(EDGES), tau0), np.full(shape, 1 / len(OPERATIONS)), gamma, k)
+        tau, uniform = np.full(len(EDGES), float(tau0)), np.full(shape, 1 / len(OPERATIONS))
+        return cls(np.ones(shape, bool), tau, uniform, gamma, k, gradual_epochs)
 
     @property
     def settled(self) -> bool:
@@ -118,8 +125,21 @@ class StabilityPruning:
         for row in np.flatnonzero(stable):
             self.active[row] &= ~operations_to_prune(importance[row], self.active[row], self.k)
         self.tau[undecided & ~stable] *= self.gamma
+        self.tests += 1
+        self._prune_to_ceiling(importance)
         self.previous = current
         return np.where(undecided, divergence, np.nan)
+
+    def _prune_to_ceiling(self, importance: Floats) -> None:
+        """Drops the smallest operations of edges that have more than the gradual rule allows by now."""
+        if self.gradual_epochs is None:
+            return
+        most = len(OPERATIONS)
+        ceiling = max(1, most - (most - 1) * self.tests // self.gradual_epochs)
+        for row in range(len(EDGES)):
+            left = np.flatnonzero(self.active[row])
+            surplus = max(0, len(left) - ceiling)
+            self.active[row, left[np.argsort(importance[row, left], kind="stable")[:surplus]]] = False
 
     def to_json(self) -> dict[str, Any]:
         """Everything that a restart needs, exact to the last bit."""
@@ -129,6 +149,8 @@ class StabilityPruning:
             "previous": self.previous.tolist(),
             "gamma": self.gamma,
             "k": self.k,
+            "gradual_epochs": self.gradual_epochs,
+            "tests": self.tests,
         }
 
     @classmethod
@@ -140,4 +162,6 @@ class StabilityPruning:
             np.array(content["previous"], np.float64),
             content["gamma"],
             content["k"],
+            content["gradual_epochs"],
+            content["tests"],
         )

@@ -61,6 +61,12 @@ class IACLTHSettings(CellSettings):
 
     tau0: float = setting(1e-10, "our choice", "initial threshold of the Jensen-Shannon divergence, nats", minimum=0)
     gamma: float = setting(1.5, "our choice", "factor on the threshold after each failed test", minimum=1)
+    gradual_epochs: int | None = setting(
+        None,
+        "our choice",
+        "operations per edge also fall evenly to one over this many epochs after warm-up; none: the paper's test alone",
+        minimum=6,
+    )
     outlier_k: float = setting(1.0, "our choice", "prunes operations below mean - k * standard deviation", minimum=0)
 
 

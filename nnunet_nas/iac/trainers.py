@@ -371,7 +371,9 @@ class nnUNetTrainerIACLTHSearch(CellSearchTrainer):
         """As for both searches; all thresholds at their start."""
         super().prepare()
         settings = self.settings
-        self.pruning = StabilityPruning.start(tau0=settings.tau0, gamma=settings.gamma, k=settings.outlier_k)
+        self.pruning = StabilityPruning.start(
+            tau0=settings.tau0, gamma=settings.gamma, k=settings.outlier_k, gradual_epochs=settings.gradual_epochs
+        )
 
     @property
     def finished(self) -> bool:
@@ -396,7 +398,10 @@ class nnUNetTrainerIACLTHSearch(CellSearchTrainer):
 
     def expected_epochs(self) -> int:
         """Extrapolated from divergences and thresholds."""
-        return expected_end(self.history, num_epochs=self.num_epochs, gamma=self.settings.gamma)
+        latest = self.num_epochs
+        if self.settings.gradual_epochs is not None:
+            latest = min(latest, self.settings.warmup_epochs + self.settings.gradual_epochs)
+        return expected_end(self.history, num_epochs=latest, gamma=self.settings.gamma)
 
     def search_state(self) -> dict[str, Any]:
         """Thresholds and previous distributions beside the rest."""

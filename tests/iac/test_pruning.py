@@ -152,9 +152,20 @@ def test_settled_edges_are_not_tested():
     assert np.isfinite(divergence[2:]).all()
 
 
+def test_the_gradual_rule_spreads_pruning_evenly_and_ends_in_time():
+    # tau0 = 0: no test ever succeeds. 12 tests: one operation less every second one, the smallest first.
+    state, importance = start(tau0=0, gradual_epochs=12), np.tile(np.arange(1.0, 8), (14, 1))
+    left = []
+    while not state.settled:
+        state.update(distributions(importance, state.active), np.full(14, 0.5))
+        left.append(int(state.active[0].sum()))
+    assert left == [7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1]
+    assert state.active[:, 6].all()
+
+
 @given(arrays(np.float64, (14, 7), elements=st.floats(0.01, 1)))
 def test_a_restart_is_exact(values):
-    state = start(tau0=1e-2)
+    state = start(tau0=1e-2, gradual_epochs=9)
     state.update(distributions(values, ALL), np.full(14, 0.3))
     again = StabilityPruning.from_json(json.loads(json.dumps(state.to_json())))
     following = distributions(values**2, state.active)
