@@ -315,7 +315,7 @@ class SearchTrainer(InheritedAugmentation):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Nothing: a search has no model to validate."""
         del save_probabilities
-        if self._added:  # right after the search, which ended with the same lines
+        if self._added or self.local_rank != 0:  # right after the search, which ended with the same lines
             return
         self.print_to_log_file("A search has no model to validate; train its result:", add_timestamp=False)
         for command in self.next_steps():

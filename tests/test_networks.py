@@ -160,3 +160,11 @@ def test_it_exports(network_spec):
     assert torch.allclose(
         exported.module()(images(network_spec, batch=1)), network(images(network_spec, batch=1)), atol=1e-5
     )
+
+
+def test_cells_are_one_graph_for_the_compiler():
+    described = with_cells("PlainConvUNet", "2d", 8)
+    network = build_network(described, seed=1)
+    # The eager backend traces as nnU-Net's does and generates no code; one case, because tracing takes seconds.
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    assert compiled(images(described)).equal(network(images(described)))

@@ -5,6 +5,7 @@ Pure torch functions on small tensors; they keep the dtype and the gradients of 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -70,6 +71,11 @@ def cosine_power(step: float, steps: float, *, start: float, end: float = 0.0, p
 def _by_target(values: torch.Tensor) -> torch.Tensor:
     """(14,) as one row per computed node, (4, 5), filled with -inf."""
     table = values.new_full((NODES - INPUT_NODES, NODES - 1), -math.inf)
-    targets = torch.tensor([target - INPUT_NODES for _, target in EDGES], device=values.device)
-    sources = torch.tensor([source for source, _ in EDGES], device=values.device)
-    return table.index_put((targets, sources), values)
+    return table.index_put(_positions(values.device), values)
+
+
+@functools.cache
+def _positions(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and column of each edge, made once per device: a copy from the host would stop a GPU at every step."""
+    targets = torch.tensor([target - INPUT_NODES for _, target in EDGES], device=device)
+    return targets, torch.tensor([source for source, _ in EDGES], device=device)

@@ -16,6 +16,7 @@ What makes a step cheap, with the same result as one module per edge and operati
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -59,7 +60,8 @@ class Mixture:
 
     def of(self, rows: Sequence[int], operation: str) -> Tensor:
         """Coefficients of an operation on some edges, (len(rows),)."""
-        return self.coefficients[list(rows), OPERATIONS.index(operation)]
+        column = self.coefficients[:, OPERATIONS.index(operation)]
+        return column.index_select(0, _index(tuple(rows), column.device))
 
 
 class SuperCell(nn.Module):
@@ -180,8 +182,9 @@ class SuperCell(nn.Module):
     def _kernel(self, name: str, rows: Sequence[int]) -> Tensor:
         """Depthwise times pointwise, sliced to the channels that take part: (len(rows) * c/K, c/K, *kernel)."""
         channels = self.width // self.partial
-        depthwise = self.depthwise[name][list(rows), :channels].transpose(1, 2)
-        pointwise = self.pointwise[name][list(rows), :channels, :channels]
+        index = _index(tuple(rows), self.depthwise[name].device)
+        depthwise = self.depthwise[name][:, :channels].index_select(0, index).transpose(1, 2)
+        pointwise = self.pointwise[name][:, :channels, :channels].index_select(0, index)
         return (pointwise * depthwise).flatten(0, 1)
 
     def _normalise(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -208,6 +211,12 @@ class SuperCell(nn.Module):
                 passed = term if passed is None else passed + term
         assert passed is not None
         return _shuffled(total, passed, self.partial)
+
+
+@functools.lru_cache(maxsize=1024)
+def _index(rows: tuple[int, ...], device: torch.device) -> Tensor:
+    """Rows as an index on a device, made once: a copy from the host would stop a GPU at every use."""
+    return torch.tensor(rows, device=device)
 
 
 def _shuffled(mixed: Tensor, passed: Tensor, groups: int) -> Tensor:

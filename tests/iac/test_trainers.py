@@ -173,6 +173,25 @@ def test_killed_before_the_plans_were_written_it_only_writes_them(searchable, mo
 
 
 @NO_PICTURES
+def test_killed_inside_a_checkpoint_write_the_one_before_stays(searchable, monkeypatch):
+    rename = Path.replace
+
+    def killed(self, target):
+        if trainer.current_epoch == 3 and Path(target).name == "checkpoint_latest.pth":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    trainer = make_trainer(nnUNetTrainerIACLTHSearch, searchable)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run_training()
+    again = make_trainer(nnUNetTrainerIACLTHSearch, searchable)
+    again.load_checkpoint(str(Path(again.output_folder) / "checkpoint_latest.pth"))
+    assert again.current_epoch == len(again.history) == 2
+
+
+@NO_PICTURES
 def test_a_second_search_does_not_overwrite_the_first(searchable, capsys):
     search(nnUNetTrainerIACLTHSearch, searchable, stop_before=2)
     kept = sorted(Path(searchable.parents[1] / "nnUNet_results").rglob("*.pth"))
