@@ -251,6 +251,21 @@ def test_anisotropic_3d_and_residual_encoders_work(configuration, plans, searcha
 
 
 @NO_PICTURES
+def test_cells_on_a_tiny_backbone(searchable):
+    content = read_plans(searchable)
+    architecture = json.loads(json.dumps(content["configurations"]["2d"]["architecture"]))
+    architecture["arch_kwargs"]["features_per_stage"] = [8, 8, 8]
+    content["configurations"]["2d_xtiny8"] = {"inherits_from": "2d", "architecture": architecture}
+    (searchable / "nnUNetPlans.json").write_text(json.dumps(content, indent=4))
+    make_backbone(searchable, "2d_xtiny8")
+    search(nnUNetTrainerIACLTHSearch, searchable, configuration="2d_xtiny8")
+    assert read_plans(searchable)["configurations"]["2d_xtiny8_iaclth"]["inherits_from"] == "2d_xtiny8"
+    retrofit = make_trainer(nnUNetTrainerIACRetrofit, searchable, configuration="2d_xtiny8_iaclth")
+    retrofit.on_train_start()
+    assert np.isfinite(retrofit.train_step(next(retrofit.dataloader_train))["loss"])
+
+
+@NO_PICTURES
 def test_regions_and_an_ignore_label_work(searchable):
     description = json.loads((searchable / "dataset.json").read_text())
     description["labels"] = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}

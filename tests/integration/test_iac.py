@@ -80,17 +80,6 @@ def test_from_the_backbone_to_a_prediction_on_another_machine(work, trainers, tm
     assert len(list((tmp_path / "out").glob("*.png"))) == len(list(images.iterdir())) == 2
 
 
-def test_cells_on_a_tiny_backbone(work, trainers):
-    run(work, "nnunet_nas", "select_tiny", "-d", "998", "-n", "2", "-device", "cpu")
-    run(work, "nnunet_nas", "set_search", "-d", "998", "-c", "2d_xtiny8", "-m", "iac", *SHORT[:-1], "num_epochs=4")
-    tiny = ("nnUNetv2_train", "998", "2d_xtiny8")
-    run(work, *tiny, "0", "-tr", "nnUNetTrainerShort", "-device", "cpu", extra=trainers)
-    run(work, *tiny, "0", "-tr", "nnUNetTrainerIACSearch", "-device", "cpu", extra=trainers)
-    assert configurations(work)["2d_xtiny8_iac"]["inherits_from"] == "2d_xtiny8"
-    options = ("-tr", "nnUNetTrainerIACRetrofit", "-device", "cpu")
-    run(work, "nnUNetv2_train", "998", "2d_xtiny8_iac", "0", *options, extra=trainers)
-
-
 def test_killed_at_random_instants_it_ends_as_if_nothing_had_happened(work, trainers, tmp_path):
     untouched = tmp_path / "untouched"
     shutil.copytree(work, untouched)
