@@ -1,11 +1,14 @@
 """What the supernet's shared arithmetic saves, and what the stability test saves.
 
     python examples/benchmarks/iac.py cells             forward and backward of the cells of all levels, 2-D and 3-D
+    python examples/benchmarks/iac.py cells -levels 256:8x8x8 320:4x5x4 -batch 2       levels of your own
     python examples/benchmarks/iac.py search FOLDER...  finished searches: epochs, seconds, share saved by pruning
 
-`cells` compares with `plain_pc_darts.py`, one module per edge and operation, with the same weights and the same outputs
-and gradients in the same run. Seconds are the least of several alternating repetitions; MiB are what autograd keeps
-for the backward pass, each storage once, weights not counted.
+`cells` compares with `plain_pc_darts.py`, one module per edge and operation, with the same weights; it ends with an error
+where outputs or any gradient differ. Seconds are minimum and median of alternating repetitions. CPU seconds are those of
+all threads together: their ratio stands where other work shares the machine (set OMP_WAIT_POLICY=PASSIVE, so that
+waiting threads do not count). MiB are what autograd keeps for the backward pass, each storage once, weights not counted;
+on CUDA the peak of a step above what was allocated before stands beside it.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +29,17 @@ from torch import Tensor, nn
 from nnunet_nas.cli.common import format_table
 from nnunet_nas.iac.genotype import EDGES, OPERATIONS
 from nnunet_nas.iac.history import SearchHistory
+from nnunet_nas.iac.operations import CONVOLUTIONS
 from nnunet_nas.iac.supernet import Mixture, SuperCell
 
+Shapes = list[tuple[int, tuple[int, ...]]]
 # Skip channels and spatial shape per level, and the batch: what nnU-Net plans for patches of 128x128 and 32x40x32.
 GEOMETRY = {
     "2d": (4, [(32, (128, 128)), (64, (64, 64)), (128, (32, 32)), (256, (16, 16))]),
     "3d": (2, [(32, (32, 40, 32)), (64, (16, 20, 16)), (128, (8, 10, 8))]),
 }
 PARTIAL = 4
+TOLERANCE = 1e-3
 
 
 class Level:
@@ -85,84 +92,140 @@ def saved_mib(run: Callable[[], object], weights: list[Tensor]) -> float:
     return sum(kept.values()) / 2**20
 
 
-def measure(name: str, share_left: float, repeats: int, device: torch.device) -> dict[str, object]:
+def measure(
+    name: str, batch: int, shapes: Shapes, share_left: float, repeats: int, device: torch.device
+) -> dict[str, object]:
     """Both versions on all levels of a geometry."""
     torch.manual_seed(0)
-    batch, shapes = GEOMETRY[name]
     levels = [Level(batch, channels, shape, device) for channels, shape in shapes]
     active = np.random.default_rng(0).random((len(EDGES), len(OPERATIONS))) < share_left
     active[:, 3] = True
     p = torch.softmax(torch.randn(active.shape).masked_fill(~torch.from_numpy(active), -torch.inf), 1).to(device)
     p, w = p.requires_grad_(), torch.rand(len(EDGES)).to(device).requires_grad_()
     error = max(difference(level, p, w, active) for level in levels)
+    if not error < TOLERANCE:
+        sys.exit(f"{name}: outputs or gradients differ by {error:.1e}: the timings would compare different things")
     seconds: dict[str, list[float]] = {"plain": [], "ours": []}
+    cpu_seconds: dict[str, list[float]] = {"plain": [], "ours": []}
     for _ in range(repeats):
-        for version, times in seconds.items():
+        for version in seconds:
+            forget_gradients(levels)
             synchronise(device)
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             for level in levels:
                 step(level, version, p, w, active)
             synchronise(device)
-            times.append(time.perf_counter() - start)
-    memory = {
-        version: sum(
-            saved_mib(lambda level=level, version=version: step(level, version, p, w, active), parameters(level))
-            for level in levels
+            seconds[version].append(time.perf_counter() - start)
+            cpu_seconds[version].append(time.process_time() - cpu_start)
+    result = {"geometry": name, "operations": int(active.sum()), "largest_relative_difference": error}
+    for version in seconds:
+        runs = [lambda level=level, version=version: step(level, version, p, w, active) for level in levels]
+        result[f"{version}_seconds"] = min(seconds[version])
+        result[f"{version}_median_seconds"] = float(np.median(seconds[version]))
+        result[f"{version}_cpu_seconds"] = min(cpu_seconds[version])
+        result[f"{version}_mib"] = sum(
+            saved_mib(run, parameters(level)) for run, level in zip(runs, levels, strict=True)
         )
-        for version in seconds
-    }
-    return {
-        "geometry": name,
-        "operations": int(active.sum()),
-        "plain_seconds": min(seconds["plain"]),
-        "ours_seconds": min(seconds["ours"]),
-        "ratio": min(seconds["plain"]) / min(seconds["ours"]),
-        "plain_mib": memory["plain"],
-        "ours_mib": memory["ours"],
-        "largest_relative_difference": error,
-    }
+        if device.type == "cuda":
+            result[f"{version}_peak_mib"] = max(peak_mib(run, device) for run in runs)
+    result["ratio"] = min(seconds["plain"]) / min(seconds["ours"])
+    result["cpu_ratio"] = min(cpu_seconds["plain"]) / min(cpu_seconds["ours"])
+    return result
+
+
+def peak_mib(run: Callable[[], object], device: torch.device) -> float:
+    """MiB of GPU memory that `run` needs at most, above what is allocated before it."""
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    torch.cuda.synchronize(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
 def parameters(level: Level) -> list[Tensor]:
     return [*level.fast.parameters(), *level.plain.parameters()]
 
 
+def forget_gradients(levels: list[Level]) -> None:
+    for level in levels:
+        level.up.grad = None
+        for parameter in parameters(level):
+            parameter.grad = None
+
+
 def difference(level: Level, p: Tensor, w: Tensor, active: np.ndarray) -> float:
-    """Largest relative difference of outputs and of gradients with respect to p, w and the upsampled input."""
+    """Largest relative difference of the output and of the gradients of p, w, the upsampled input and every weight."""
     results = []
-    for version in ("plain", "ours"):
-        for tensor in (p, w, level.up):
-            tensor.grad = None
-        results.append([step(level, version, p, w, active), p.grad, w.grad, level.up.grad])
-    return max(float((a - b).norm() / a.norm()) for a, b in zip(*results, strict=True))
+    forget_gradients([level])
+    # TF32 has 10 bits, too few to tell a mistake from rounding.
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        for version in ("plain", "ours"):
+            p.grad = w.grad = level.up.grad = None
+            results.append([step(level, version, p, w, active), p.grad, w.grad, level.up.grad])
+    pairs = [*zip(*results, strict=True), *weight_gradients(level, active)]
+    return max(float((plain - ours).norm() / plain.norm()) for plain, ours in pairs)
+
+
+def weight_gradients(level: Level, active: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+    """Gradients of the same weights, plain and ours."""
+    fast, plain = level.fast, level.plain
+    yield plain.weights["skip"].grad, fast.project_skip.weight.grad
+    yield plain.weights["up"].grad, fast.project_up.weight.grad
+    yield plain.weights["output"].grad, fast.output.weight.grad
+    yield plain.weights["bias"].grad, fast.output.bias.grad
+    for (operation, shape), kind in product(CONVOLUTIONS.items(), ("depthwise", "pointwise")):
+        column = OPERATIONS.index(operation)
+        for repeat, row in product(range(shape.repeats), np.flatnonzero(active[:, column])):
+            theirs = getattr(plain.edges[int(row)].operations[column], kind)[repeat].grad
+            ours = getattr(fast, kind)[f"{operation}_{repeat}"].grad[row]
+            yield theirs, ours[tuple(slice(length) for length in theirs.shape)]
+
+
+def geometries(args: argparse.Namespace) -> dict[str, tuple[int, Shapes]]:
+    """What to measure: the levels of the call, or those of nnU-Net."""
+    if not args.levels:
+        return {name: (args.batch or batch, shapes) for name, (batch, shapes) in GEOMETRY.items()}
+    return {" ".join(f"{c}@{'x'.join(map(str, s))}" for c, s in args.levels): (args.batch or 2, args.levels)}
+
+
+def one_level(text: str) -> tuple[int, tuple[int, ...]]:
+    """`CHANNELS:SHAPE`, for example 64:64x64."""
+    channels, shape = text.split(":")
+    spatial = tuple(int(length) for length in shape.split("x"))
+    if len(spatial) not in (2, 3):
+        raise ValueError(text)
+    return int(channels), spatial
 
 
 def cells(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
-    rows = [measure(name, share, args.repeats, device) for name in GEOMETRY for share in (1.0, 0.5)]
+    rows = [
+        measure(name, batch, shapes, share, args.repeats, device)
+        for name, (batch, shapes) in geometries(args).items()
+        for share in (1.0, 0.5)
+    ]
     if args.json:
         print(json.dumps(rows, indent=4))
         return
-    header = ["cells", "operations", "plain s", "ours s", "ratio", "plain MiB", "ours MiB", "difference"]
+    columns = {
+        "operations": ("operations", "d"),
+        "plain s": ("plain_seconds", ".3f"),
+        "median": ("plain_median_seconds", ".3f"),
+        "ours s": ("ours_seconds", ".3f"),
+        "median ": ("ours_median_seconds", ".3f"),
+        "ratio": ("ratio", ".1f"),
+        "ratio CPU s": ("cpu_ratio", ".1f"),
+        "plain MiB": ("plain_mib", ".0f"),
+        "ours MiB": ("ours_mib", ".0f"),
+        "difference": ("largest_relative_difference", ".0e"),
+    }
+    if device.type == "cuda":
+        columns |= {"plain peak": ("plain_peak_mib", ".0f"), "ours peak": ("ours_peak_mib", ".0f")}
+        del columns["ratio CPU s"]
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, K = {PARTIAL}, float32")
-    print(
-        format_table(
-            header,
-            [
-                [
-                    row["geometry"],
-                    f"{row['operations']}",
-                    f"{row['plain_seconds']:.3f}",
-                    f"{row['ours_seconds']:.3f}",
-                    f"{row['ratio']:.1f}",
-                    f"{row['plain_mib']:.0f}",
-                    f"{row['ours_mib']:.0f}",
-                    f"{row['largest_relative_difference']:.0e}",
-                ]
-                for row in rows
-            ],
-        )
-    )
+    table = [[row["geometry"], *(f"{row[key]:{form}}" for key, form in columns.values())] for row in rows]
+    print(format_table(["cells", *columns], table))
 
 
 def search(args: argparse.Namespace) -> None:
@@ -193,6 +256,8 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("cells", help="time of forward and backward of the cells")
     one.add_argument("-device", default="cpu")
+    one.add_argument("-levels", nargs="+", type=one_level, metavar="CHANNELS:SHAPE", help="such as 64:64x64 128:32x32")
+    one.add_argument("-batch", type=int, help="images (default: 4 in 2-D, 2 in 3-D and for -levels)")
     one.add_argument("-repeats", type=int, default=5)
     one.add_argument("--json", action="store_true")
     one.set_defaults(run=cells)

@@ -409,22 +409,31 @@ def _draw_losses(axes: Axes, history: SearchHistory) -> None:
 
     epochs = np.arange(len(history))
     style: dict[str, Any] = {"linewidth": 1.3, "marker": "o" if len(history) <= 60 else "", "markersize": 2.5}
+    handles = [Line2D([], [], color="#0072B2", label="training loss")]
     axes.plot(epochs, history.train_loss, color="#0072B2", **style)
-    axes.plot(epochs, history.val_loss, color="#D55E00", linestyle="--", **style)
     axes.set_ylabel("loss")
     if not np.isfinite([history.train_loss, history.val_loss, history.dice]).any():
         axes.text(0.5, 0.5, "nothing was measured yet", fontsize=9, ha="center", transform=axes.transAxes)
+    if np.isfinite([history.val_loss, history.dice]).any():
+        handles += _draw_validation(axes, history, style)
+    _legend(axes, handles)
+
+
+def _draw_validation(axes: Axes, history: SearchHistory, style: dict[str, Any]) -> list[Line2D]:
+    """Adds what validation measured; returns the entries of the legend."""
+    from matplotlib.lines import Line2D
+
+    epochs = np.arange(len(history))
+    axes.plot(epochs, history.val_loss, color="#D55E00", linestyle="--", **style)
     dice = axes.twinx()
     dice.plot(epochs, history.dice, color="#009E73", linestyle=":", **style)
     dice.set_ylabel("pseudo Dice", color="#00815E")
     dice.tick_params(labelsize=8, colors="#00815E")
     dice.spines["top"].set_visible(False)
-    handles = [
-        Line2D([], [], color="#0072B2", label="training loss"),
+    return [
         Line2D([], [], color="#D55E00", linestyle="--", label="validation loss"),
         Line2D([], [], color="#009E73", linestyle=":", label="pseudo Dice (right)"),
     ]
-    _legend(axes, handles)
 
 
 def _draw_pruning(axes: Axes, history: SearchHistory) -> None:
