@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import rel_entr
@@ -25,6 +25,7 @@ def start(**changes):
     return StabilityPruning.start(**{"tau0": 1e-10, "gamma": 1.5, "k": 1.0, **changes})
 
 
+@settings(deadline=None)
 @given(POSITIVE, POSITIVE)
 def test_divergence_is_symmetric_bounded_and_zero_for_equals(first, second):
     first, second = first / first.sum(), second / second.sum()
@@ -50,6 +51,7 @@ def test_float64_resolves_what_the_first_thresholds_ask_for():
     assert jensen_shannon(first, second) == pytest.approx(1.75e-12, rel=1e-3)
 
 
+@settings(deadline=None)
 @given(arrays(np.float64, 14, elements=st.floats(0.01, 1)), arrays(np.float64, (14, 7), elements=st.floats(0.01, 1)))
 def test_edge_weights_cancel_in_the_distribution(weights, probabilities):
     with_weights = distributions(probabilities * weights[:, None], ALL)
@@ -74,6 +76,7 @@ def test_without_outliers_the_smallest_is_dropped():
     assert operations_to_prune(values, np.ones(7, bool), 3.0).tolist() == [False, False, True] + [False] * 4
 
 
+@settings(deadline=None)
 @given(st.floats(1e-6, 1), st.integers(2, 7))
 def test_rounding_of_the_mean_makes_no_outliers(value, count):
     active = np.arange(7) < count
@@ -91,6 +94,7 @@ def test_the_last_one_stays():
     assert not operations_to_prune(np.zeros(7), only, 1.0).any()
 
 
+@settings(deadline=None)
 @given(arrays(np.float64, 7, elements=st.floats(0, 1)), arrays(np.bool_, 7), st.floats(0, 3))
 def test_something_active_is_dropped_and_the_largest_stays(values, active, k):
     dropped = operations_to_prune(values, active, k)
@@ -101,6 +105,7 @@ def test_something_active_is_dropped_and_the_largest_stays(values, active, k):
         assert values[active & ~dropped].max() == values[active].max()
 
 
+@settings(deadline=None)
 @given(
     arrays(np.float64, 7, elements=st.integers(0, 1000).map(lambda thousandths: thousandths / 1000)), st.floats(1.6, 4)
 )
@@ -164,6 +169,7 @@ def test_the_gradual_rule_spreads_pruning_evenly_and_ends_in_time():
     assert state.active[:, 6].all()
 
 
+@settings(deadline=None)
 @given(arrays(np.float64, (14, 7), elements=st.floats(0.01, 1)))
 def test_a_restart_is_exact(values):
     state = start(tau0=1e-2, gradual_epochs=9)
