@@ -80,13 +80,40 @@ def with_cells(backbone, geometry, cap):
     return dataclasses.replace(plain, architecture=architecture)
 
 
+def with_topology(name, geometry, cap):
+    """A searched topology with the same geometry: several paths, two stems, every kind of operation and edge."""
+    plain = spec("PlainConvUNet", geometry, cap)
+    split = "y_x" if geometry == "2d" else "zx_y"
+    layers = {
+        "whole": [
+            {"0->0": "conv", "0->1": "skip", "2->2": "skip"},
+            {"0->0": "skip", "1->0": "conv", "1->1": split, "2->3": "conv"},
+            {"0->0": split, "1->1": "skip", "1->2": "conv", "3->2": "skip"},
+        ],
+        "path": [{"1->2": "skip"}, {"2->2": "skip"}, {"2->2": "conv"}],
+        "half": [{"0->0": "skip", "0->1": split}, {"0->0": "skip", "1->1": "skip", "1->2": "conv"}],
+    }[name]
+    first_level = int(name == "half")
+    kwargs = {
+        key: value for key, value in plain.architecture["arch_kwargs"].items() if not key.startswith("n_conv_per_stage")
+    }
+    kwargs |= {"topology": {"levels": STAGES - first_level, "layers": layers}, "first_level": first_level}
+    architecture = {
+        **plain.architecture,
+        "network_class_name": "nnunet_nas.dints.network.DiNTSNet",
+        "arch_kwargs": kwargs,
+    }
+    return dataclasses.replace(plain, architecture=architecture)
+
+
 BACKBONES = ("PlainConvUNet", "ResidualEncoderUNet")
 
 
 @pytest.fixture(
     params=[
         (build, n, g, c) for n in BACKBONES for g in GEOMETRY for build, c in ((spec, 8), (spec, 1), (with_cells, 8))
-    ],
+    ]
+    + [(with_topology, n, g, 8) for n in ("whole", "path", "half") for g in GEOMETRY],
     ids=lambda case: f"{case[0].__name__}-{case[1]}-{case[2]}-{case[3]}",
 )
 def network_spec(request):
@@ -150,8 +177,11 @@ def test_it_answers_what_nnunet_asks(network_spec):
     network = build_network(network_spec)
     assert network.compute_conv_feature_map_size(network_spec.patch_size) > 0
     assert callable(network.initialize)
-    assert network.key_to_encoder == "encoder.stages"
-    assert network.keys_to_in_proj
+    assert network.get_submodule(network.key_to_encoder)
+    assert network.get_submodule(network.key_to_stem)
+    # Of a list of alternatives, some of which a network may not have.
+    names = {name for name, _ in network.named_modules()}
+    assert names & set(network.keys_to_in_proj)
 
 
 def test_it_exports(network_spec):
@@ -162,8 +192,9 @@ def test_it_exports(network_spec):
     )
 
 
-def test_cells_are_one_graph_for_the_compiler():
-    described = with_cells("PlainConvUNet", "2d", 8)
+@pytest.mark.parametrize(("build", "name"), [(with_cells, "PlainConvUNet"), (with_topology, "whole")])
+def test_our_networks_are_one_graph_for_the_compiler(build, name):
+    described = build(name, "2d", 8)
     network = build_network(described, seed=1)
     # The eager backend traces as nnU-Net's does and generates no code; one case, because tracing takes seconds.
     compiled = torch.compile(network, fullgraph=True, backend="eager")
