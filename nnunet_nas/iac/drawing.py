@@ -486,17 +486,15 @@ def _draw_tests(axes: Axes, history: SearchHistory) -> None:
 
 
 def _draw_leaders(axes: Axes, history: SearchHistory) -> None:
-    from matplotlib.colors import LogNorm
+    from matplotlib.colors import FuncNorm
 
-    # A logarithmic scale shows the small differences that decide a search long before anything is pruned.
     leading = history.probabilities.max(axis=2).T
-    top = 1.0 if leading.max() > 0.5 else 0.5
     picture = axes.imshow(
         leading,
         aspect="auto",
         interpolation="nearest",
         cmap="cividis",
-        norm=LogNorm(1 / len(OPERATIONS), top),
+        norm=FuncNorm((_contrast, _from_contrast), 1 / len(OPERATIONS), 1),
         extent=(-0.5, len(history) - 0.5, len(EDGES) - 0.5, -0.5),
     )
     axes.set_yticks(range(len(EDGES)), [f"{source}\N{RIGHTWARDS ARROW}{target}" for source, target in EDGES])
@@ -521,10 +519,21 @@ def _draw_leaders(axes: Axes, history: SearchHistory) -> None:
     scale = axes.inset_axes((1.135, 0.12, 0.018, 0.76))
     bar = axes.figure.colorbar(picture, cax=scale, ticks=[])
     bar.minorticks_off()
-    ticks = {1 / len(OPERATIONS): "1/7", 1 / 4: "1/4", 1 / 2: "1/2", 1: "1"}
-    bar.set_ticks([tick for tick in ticks if tick <= top])
-    bar.set_ticklabels([name for tick, name in ticks.items() if tick <= top], fontsize=8)
+    ticks = {1 / len(OPERATIONS): "1/7", 0.15: "0.15", 0.2: "0.2", 0.3: "0.3", 0.5: "0.5", 1: "1"}
+    bar.set_ticks(list(ticks), labels=list(ticks.values()), fontsize=8)
     bar.set_label("probability of the leading operation\n(bold: would be kept now)", fontsize=8)
+
+
+def _contrast(probability: Floats) -> Floats:
+    """From 0 at 1/7 to 1 at 1; steep at first, where differences of a thousandth decide long before any pruning."""
+    most = len(OPERATIONS)
+    # Rounding puts equal probabilities below 1/7, and matplotlib asks for 0.
+    return np.asarray(np.cbrt(np.log(np.maximum(probability * most, 1)) / np.log(most)))
+
+
+def _from_contrast(colour: Floats) -> Floats:
+    """The inverse of `_contrast`."""
+    return np.asarray(np.exp(np.power(colour, 3) * np.log(len(OPERATIONS))) / len(OPERATIONS))
 
 
 def _draw_seconds(axes: Axes, history: SearchHistory) -> None:

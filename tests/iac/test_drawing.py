@@ -209,6 +209,14 @@ def test_during_warmup_nothing_leads():
     assert texts.count("tie") == 14
 
 
+def test_a_lead_of_a_thousandth_can_be_seen():
+    probabilities = np.array([1 / 7, 1 / 7 + 0.001, 0.2, 1.0])
+    colours = drawing._contrast(probabilities)
+    # ln(7 * 0.2) / ln 7 = 0.33647 / 1.94591 = 0.17291, whose cube root is 0.557
+    assert colours == pytest.approx([0, 0.1529, 0.557, 1], abs=1e-3)
+    assert drawing._from_contrast(colours) == pytest.approx(probabilities)
+
+
 @pytest.mark.parametrize("draw", [progress_figure, dynamics_figure])
 @pytest.mark.parametrize("epochs", [1, 40, 200])
 @pytest.mark.parametrize("tests", [True, False])
