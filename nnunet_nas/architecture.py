@@ -133,6 +133,23 @@ def build_network(spec: NetworkSpec, *, seed: int | None = None, deep_supervisio
         ) from error
 
 
+def import_arguments(architecture: dict[str, Any]) -> dict[str, Any]:
+    """`arch_kwargs` of a plans architecture with its dotted names imported, as nnU-Net imports them.
+
+    Raises:
+        DataProblem: a name that cannot be imported.
+    """
+    kwargs = copy.deepcopy(architecture["arch_kwargs"])
+    for key in architecture["_kw_requires_import"]:
+        name = kwargs.get(key)
+        if name is None:
+            continue
+        kwargs[key] = pydoc.locate(name)
+        if kwargs[key] is None:
+            raise DataProblem(f"arch_kwargs.{key}: {name} cannot be imported: correct the configuration")
+    return kwargs
+
+
 def one_line(error: Exception) -> str:
     """Kind and text of a foreign exception, for a message of ours."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

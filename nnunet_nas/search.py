@@ -75,6 +75,7 @@ class SearchTrainer(InheritedAugmentation):
     """The life of a search; see the module."""
 
     settings_class: ClassVar[type[Any]]
+    result_suffix: ClassVar[str]
     is_ddp: bool
     base_digest: str
     _added: bool
@@ -141,9 +142,10 @@ class SearchTrainer(InheritedAugmentation):
     def results(self) -> list[DerivedConfiguration]:
         """The configurations that a finished search adds to the plans; other result files are written before."""
 
-    @abstractmethod
     def result_name(self) -> str:
-        """Name of the first of them, known before the search."""
+        """Name of the first of them, known before the search: the fold is in it where it is not 0."""
+        fold = "" if self.fold == 0 else f"_f{self.fold}"
+        return f"{self.configuration_name}{self.result_suffix}{self.settings.suffix}{fold}"
 
     @abstractmethod
     def next_steps(self) -> list[str]:
@@ -443,6 +445,43 @@ class SearchTrainer(InheritedAugmentation):
         np.random.set_state(("MT19937", keys, numpy["position"], numpy["has_gauss"], numpy["gauss"]))
         version, internal, gauss_next = states["python"]
         random.setstate((version, tuple(internal), gauss_next))
+
+
+class BilevelSearchTrainer(SearchTrainer):
+    """Network weights on one seeded half of the fold's training cases, the architecture on the other."""
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """nnU-Net's loaders for the first half; those of the second half serve the architecture."""
+        self._half: int | None = 1
+        self.dataloader_architecture, unused = super().get_dataloaders()
+        if hasattr(unused, "_finish"):
+            unused._finish()
+        self._half = 0
+        loaders: tuple[Any, Any] = super().get_dataloaders()
+        self._half = None
+        return loaders
+
+    def loaders(self) -> list[Any]:
+        """Both training loaders and the validation loader."""
+        return [*super().loaders(), getattr(self, "dataloader_architecture", None)]
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's split; while loaders are made, one half of its training cases.
+
+        Raises:
+            DataProblem: fewer than two training cases.
+        """
+        training, validation = super().do_split()
+        half = getattr(self, "_half", None)
+        if half is None:
+            return training, validation
+        if len(training) < 2:
+            raise DataProblem(
+                f"{self.settings.method} searches on two halves of the training cases, fold {self.fold} has "
+                f"{len(training)}: use a fold with more, or a method that searches on all of them (iac_lth)"
+            )
+        order = np.random.RandomState(self.settings.seed).permutation(sorted(training))
+        return [str(case) for case in sorted(order[half::2])], validation
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ _CLASSES = {
     "iac": "nnunet_nas.iac.settings:IACSettings",
     "iac_lth": "nnunet_nas.iac.settings:IACLTHSettings",
     "iac_retrofit": "nnunet_nas.iac.settings:IACRetrofitSettings",
+    "dints": "nnunet_nas.dints.settings:DiNTSSettings",
 }
 METHODS = tuple(_CLASSES)
 

@@ -31,7 +31,11 @@ from nnunet_nas.settings import (
 
 SUMMARY = "show or change the settings of a search"
 _HEADER = ("setting", "value", "default", "default from", "set in", "meaning")
-_TRAINERS = {"iac": "nnUNetTrainerIACSearch", "iac_lth": "nnUNetTrainerIACLTHSearch"}
+_TRAINERS = {
+    "iac": "nnUNetTrainerIACSearch",
+    "iac_lth": "nnUNetTrainerIACLTHSearch",
+    "dints": "nnUNetTrainerDiNTSSearch",
+}
 _RETROFIT = "nnUNetTrainerIACRetrofit"
 
 
@@ -85,7 +89,7 @@ def _owner(plans: dict[str, Any], name: str) -> str:
 
 def _train_command(plans: dict[str, Any], args: argparse.Namespace, number: int) -> str:
     configuration, trainer = args.c, _TRAINERS.get(args.m, _RETROFIT)
-    searched = (plans["configurations"][args.c].get("nas") or {}).get("method") in _TRAINERS
+    searched = (plans["configurations"][args.c].get("nas") or {}).get("method") in ("iac", "iac_lth")
     if trainer == _RETROFIT and not searched:
         configuration = f"{args.c}_iaclth"
     return train_and_predict_commands(str(number), configuration, args.p, trainer)[0]

@@ -52,6 +52,7 @@ class Edge(nn.Module):
         self.activation = blocks.activation(shared=False) if source != destination and operation != SKIP else None
         steps = operation_steps(end.kernel)
         self.operation = None if operation == SKIP else Convolutions(blocks, end.features, steps[operation])
+        self.reads_activation = self.resample is not None or self.operation is not None
 
     def forward(self, x: Tensor, activated: Tensor) -> Tensor:
         """x: the source node, (b, c, *spatial); activated: the same after the activation."""
@@ -87,7 +88,8 @@ class LayeredEncoder(nn.Module):
         """Nodes of the last layer by level, (b, c, *spatial), of images (b, c, *spatial)."""
         nodes = {int(level): stem(image) for level, stem in self.stems.items()}
         for pairs, layer in zip(self.pairs, self.layers, strict=True):
-            activated = {level: self.activation(node) for level, node in nodes.items()}
+            read = {source for (source, _), edge in zip(pairs, layer.values(), strict=True) if edge.reads_activation}
+            activated = {level: self.activation(node) if level in read else node for level, node in nodes.items()}
             following: dict[int, Tensor] = {}
             for (source, destination), edge in zip(pairs, layer.values(), strict=True):
                 output = edge(nodes[source], activated[source])

@@ -5,7 +5,13 @@ therefore defined in `nnunet_nas` proper, where they can be pickled, and this fo
 needs no trainer: its configurations train with stock nnU-Net.
 """
 
+from nnunet_nas.dints.trainers import nnUNetTrainerDiNTSSearch
 from nnunet_nas.iac.retrofit import nnUNetTrainerIACRetrofit
 from nnunet_nas.iac.trainers import nnUNetTrainerIACLTHSearch, nnUNetTrainerIACSearch
 
-__all__ = ["nnUNetTrainerIACLTHSearch", "nnUNetTrainerIACRetrofit", "nnUNetTrainerIACSearch"]
+__all__ = [
+    "nnUNetTrainerDiNTSSearch",
+    "nnUNetTrainerIACLTHSearch",
+    "nnUNetTrainerIACRetrofit",
+    "nnUNetTrainerIACSearch",
+]

@@ -1,14 +1,11 @@
 """Pictures of a search for cells: the cell that it found, its progress, and its dynamics (IAC-LTH, Figures 3 to 7).
 
-Only matplotlib's objects are used, never pyplot, whose global state belongs to nnU-Net's own `progress.png`. Every
-picture is drawn in memory and then put in place whole. Families of operations keep their colours in all pictures; the
-colours are those of Okabe and Ito, which colour-blind people can tell apart, and no meaning rests on colour alone.
+Families of operations keep their colours in all pictures.
 """
 
 from __future__ import annotations
 
 import functools
-import io
 import itertools
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -17,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_nas.files import replace_file
+from nnunet_nas.figures import new_figure, write_figure
 from nnunet_nas.iac.dynamics import CRITERIA, Analysis
 from nnunet_nas.iac.genotype import EDGES, INPUT_NODES, NODES, OPERATIONS, Edge, Genotype, discretise
 from nnunet_nas.iac.history import SearchHistory
@@ -62,7 +59,7 @@ def draw_cell(genotype: Genotype, path: FilePath, title: str | None = None) -> N
     Raises:
         EnvironmentProblem: no permission or no space.
     """
-    _write(cell_figure(genotype, title), path, dpi=300)
+    write_figure(cell_figure(genotype, title), path, dpi=300)
 
 
 def draw_progress(history: SearchHistory, path: FilePath, *, title: str) -> None:
@@ -76,7 +73,7 @@ def draw_progress(history: SearchHistory, path: FilePath, *, title: str) -> None
     Raises:
         EnvironmentProblem: no permission or no space.
     """
-    _write(progress_figure(history, title=title), path, dpi=100)
+    write_figure(progress_figure(history, title=title), path, dpi=100)
 
 
 def draw_dynamics(analysis: Analysis, path: FilePath, title: str) -> None:
@@ -90,22 +87,7 @@ def draw_dynamics(analysis: Analysis, path: FilePath, title: str) -> None:
     Raises:
         EnvironmentProblem: no permission or no space.
     """
-    _write(dynamics_figure(analysis, title), path, dpi=150)
-
-
-def _new_figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _write(figure: Figure, path: FilePath, *, dpi: int) -> None:
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=dpi)
-    replace_file(path, image.getvalue())
+    write_figure(dynamics_figure(analysis, title), path, dpi=150)
 
 
 # All lengths of the cell's drawing are inches, y grows upwards.
@@ -147,7 +129,7 @@ def cell_figure(genotype: Genotype, title: str | None = None) -> Figure:
 
     top = 0.30 if title else 0.08
     height = top + 0.45 + _PITCH * (NODES - INPUT_NODES) + 0.62
-    figure = _new_figure(_WIDTH, height)
+    figure = new_figure(_WIDTH, height)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.set(xlim=(0, _WIDTH), ylim=(0, height))
@@ -368,7 +350,7 @@ def progress_figure(history: SearchHistory, *, title: str) -> Figure:
     epochs = len(history)
     with_tests = bool(np.isfinite(history.js).any() or np.isfinite(history.tau).any())
     heights = [2.2, *([1.6, 2.4] if with_tests else []), 3.3, 1.1]
-    figure = _new_figure(10, 1.15 * sum(heights) + 0.9)
+    figure = new_figure(10, 1.15 * sum(heights) + 0.9)
     grid = figure.add_gridspec(
         len(heights),
         height_ratios=heights,
@@ -582,7 +564,7 @@ def _legend(axes: Axes, handles: list[Line2D]) -> None:
 
 def dynamics_figure(analysis: Analysis, title: str) -> Figure:
     """Similarity to the final cell, cosine similarity between epochs, and when each edge found its operation."""
-    figure = _new_figure(9, 9.8)
+    figure = new_figure(9, 9.8)
     grid = figure.add_gridspec(
         2, 2, left=0.08, right=0.9, top=0.925, bottom=0.06, height_ratios=[1, 1.35], hspace=0.55, wspace=0.24
     )

@@ -7,7 +7,7 @@ import io
 import json
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from nnunet_nas.iac.relaxation import cosine_power
 from nnunet_nas.iac.settings import CellSettings, IACLTHSettings, IACSettings
 from nnunet_nas.iac.supernet import IACSupernet
 from nnunet_nas.plans import DerivedConfiguration, provenance
-from nnunet_nas.search import SearchTrainer
+from nnunet_nas.search import BilevelSearchTrainer, SearchTrainer
 from nnunet_nas.settings import read_settings
 
 RETROFIT_TRAINER = "nnUNetTrainerIACRetrofit"
@@ -42,7 +42,6 @@ _COLLAPSED = 0.75
 class CellSearchTrainer(SearchTrainer):
     """What IAC and IAC-LTH share: supernet, warm-up, annealing, records and result."""
 
-    result_suffix: ClassVar[str]
     network: IACSupernet
 
     def prepare(self) -> None:
@@ -215,11 +214,6 @@ class CellSearchTrainer(SearchTrainer):
         """The discrete cell at present."""
         return discretise(*self.network.continuous_cell())
 
-    def result_name(self) -> str:
-        """`<base>_iac` or `<base>_iaclth`, with the fold where it is not 0."""
-        fold = "" if self.fold == 0 else f"_f{self.fold}"
-        return f"{self.configuration_name}{self.result_suffix}{self.settings.suffix}{fold}"
-
     def results(self) -> list[DerivedConfiguration]:
         """Writes the genotype and its drawing; two configurations: the paper's cell, and the cell added to the skip."""
         genotype = self.genotype()
@@ -278,7 +272,7 @@ class CellSearchTrainer(SearchTrainer):
         return [f"nnUNetv2_train {self.dataset_number()} {name} {self.fold}{options}"]
 
 
-class nnUNetTrainerIACSearch(CellSearchTrainer):
+class nnUNetTrainerIACSearch(BilevelSearchTrainer, CellSearchTrainer):
     """IAC: cell weights on one half of the training cases, alpha and beta on the other; all epochs."""
 
     settings_class = IACSettings
@@ -302,38 +296,6 @@ class nnUNetTrainerIACSearch(CellSearchTrainer):
     def finished(self) -> bool:
         """After all epochs."""
         return bool(self.current_epoch >= self.num_epochs)
-
-    def get_dataloaders(self) -> tuple[Any, Any]:
-        """nnU-Net's loaders for the first half; those of the second half serve alpha and beta."""
-        self._half: int | None = 1
-        self.dataloader_architecture, unused = super().get_dataloaders()
-        if hasattr(unused, "_finish"):
-            unused._finish()
-        self._half = 0
-        loaders: tuple[Any, Any] = super().get_dataloaders()
-        self._half = None
-        return loaders
-
-    def loaders(self) -> list[Any]:
-        """Both training loaders and the validation loader."""
-        return [*super().loaders(), getattr(self, "dataloader_architecture", None)]
-
-    def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's split; while loaders are made, one half of its training cases.
-
-        Raises:
-            DataProblem: fewer than two training cases.
-        """
-        training, validation = super().do_split()
-        half = getattr(self, "_half", None)
-        if half is None:
-            return training, validation
-        if len(training) < 2:
-            raise DataProblem(
-                f"IAC searches on two halves of the training cases, fold {self.fold} has {len(training)}: use IAC-LTH"
-            )
-        order = np.random.RandomState(self.settings.seed).permutation(sorted(training))
-        return [str(case) for case in sorted(order[half::2])], validation
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One step of the cell weights on the first half, one of alpha and beta on the second (Eqs. 10, 11)."""

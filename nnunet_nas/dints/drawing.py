@@ -1,0 +1,258 @@
+"""Pictures of a DiNTS search: the topology as a grid of resolutions and layers, and the progress of the search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nnunet_nas.dints.history import TopologyHistory
+from nnunet_nas.dints.topology import Topology, edges
+from nnunet_nas.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, new_figure, write_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Colour, and dashes of the line, so that no meaning rests on colour alone.
+_STYLES: dict[str, tuple[str, Any]] = {
+    "skip": (GREY, (0, (1, 1.5))),
+    "conv": (BLUE, "-"),
+    "yx_z": (GREEN, (0, (5, 1.5))),
+    "zx_y": (ORANGE, (0, (5, 1.5, 1, 1.5))),
+    "zy_x": (PURPLE, (0, (3, 1.5, 1, 1.5, 1, 1.5))),
+    "y_x": (ORANGE, (0, (5, 1.5, 1, 1.5))),
+    "dilated": (GREEN, (0, (5, 1.5))),
+}
+_NAMES = {
+    "skip": "skip",
+    "conv": "conv",
+    "yx_z": "conv yx, then z",
+    "zx_y": "conv zx, then y",
+    "zy_x": "conv zy, then x",
+    "y_x": "conv y, then x",
+    "dilated": "dilated conv",
+}
+
+
+def draw_topology(topology: Topology, path: Path, *, first_level: int = 0, title: str | None = None) -> None:
+    """Draws a topology 7 inches wide (two columns of a paper) at 200 dots per inch.
+
+    Args:
+        topology: what was found.
+        path: of the PNG file.
+        first_level: stages finer than this have no cells.
+        title: above the graph.
+
+    Raises:
+        EnvironmentProblem: no permission or no space.
+    """
+    write_figure(topology_figure(topology, first_level=first_level, title=title), path, dpi=200)
+
+
+def draw_progress(history: TopologyHistory, path: Path, *, levels: int, title: str) -> None:
+    """Draws how far a search has come, see `progress_figure`, at 100 dots per inch.
+
+    Args:
+        history: of one epoch or more.
+        path: of the PNG file.
+        levels: D.
+        title: above all panels.
+
+    Raises:
+        EnvironmentProblem: no permission or no space.
+    """
+    write_figure(progress_figure(history, levels=levels, title=title), path, dpi=100)
+
+
+def topology_figure(topology: Topology, *, first_level: int, title: str | None) -> Figure:
+    """A grid: layers from left to right, stages from the finest at the top down; stems at the left, the chain right."""
+    layers, levels = len(topology.layers), topology.levels
+    stages = first_level + levels
+    figure = new_figure(7.0, 0.9 + 0.55 * stages)
+    axes = figure.add_axes((0.07, 0.2 / (0.9 + 0.55 * stages) + 0.06, 0.92, 0.98 - 0.85 / (0.9 + 0.55 * stages)))
+    _draw_edges(axes, topology, first_level)
+    active = {0: topology.inputs()}
+    for layer, content in enumerate(topology.layers):
+        active[layer + 1] = sorted({end for _, end in content})
+    for layer in range(layers + 1):
+        for level in range(levels):
+            on = level in active[layer]
+            axes.scatter(
+                layer,
+                level + first_level,
+                s=42 if on else 8,
+                color="black" if on else "#C8C8C8",
+                zorder=3,
+                linewidths=0,
+            )
+    for level in active[0]:
+        axes.annotate(
+            "", (-0.08, level + first_level), (-0.75, level + first_level), arrowprops={"arrowstyle": "->", "lw": 0.9}
+        )
+        axes.text(-0.8, level + first_level, "image", fontsize=6, ha="right", va="center")
+    _draw_chain(axes, layers, max(active[layers]) + first_level, [level + first_level for level in active[layers]])
+    axes.set_xlim(-1.5, layers + 1.7)
+    axes.set_ylim(stages - 0.5, -0.6)
+    axes.set_yticks(range(stages), [f"stage {stage}" for stage in range(stages)], fontsize=7)
+    axes.set_xticks(range(layers + 1), [str(layer) for layer in range(layers + 1)], fontsize=7)
+    axes.set_xlabel("layer", fontsize=7, labelpad=1)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.tick_params(length=0)
+    if title:
+        axes.set_title(title, fontsize=8, pad=14)
+    used = sorted({name for layer in topology.layers for name in layer.values()}, key=list(_STYLES).index)
+    handles = [
+        axes.plot([], [], color=_STYLES[name][0], linestyle=_STYLES[name][1], lw=1.4, label=_NAMES[name])[0]
+        for name in used
+    ]
+    axes.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.985), ncols=5, frameon=False, fontsize=6.5)
+    return figure
+
+
+def _draw_edges(axes: Axes, topology: Topology, first_level: int) -> None:
+    for layer, content in enumerate(topology.layers):
+        for (source, end), name in content.items():
+            colour, dashes = _STYLES[name]
+            axes.annotate(
+                "",
+                (layer + 0.94, end + first_level),
+                (layer + 0.06, source + first_level),
+                arrowprops={
+                    "arrowstyle": "-|>,head_width=0.12,head_length=0.22",
+                    "color": colour,
+                    "linestyle": dashes,
+                    "lw": 1.3,
+                    "shrinkA": 0,
+                    "shrinkB": 0,
+                },
+            )
+
+
+def _draw_chain(axes: Axes, layers: int, coarsest: int, ends: list[int]) -> None:
+    """From the coarsest node upwards to the image's resolution."""
+    x = layers + 0.8
+    for stage in ends:
+        axes.plot([layers + 0.08, x], [stage, stage], color="black", lw=0.8)
+    if coarsest:
+        axes.annotate("", (x, 0), (x, coarsest), arrowprops={"arrowstyle": "-|>", "color": "black", "lw": 0.8})
+    axes.plot([x, x + 0.15], [0, 0], color="black", lw=0.8)
+    axes.text(x + 0.2, 0, "labels", fontsize=6, ha="left", va="center")
+
+
+def progress_figure(history: TopologyHistory, *, levels: int, title: str) -> Figure:
+    """Panels: losses and pseudo Dice; gap and log P(feasible); memory; entropies; probabilities of all edges."""
+    figure = new_figure(11, 11)
+    grid = figure.add_gridspec(
+        3, 2, height_ratios=(1, 1, 1.5), hspace=0.34, wspace=0.28, left=0.07, right=0.93, top=0.93, bottom=0.06
+    )
+    figure.suptitle(title, fontsize=12)
+    panels = [figure.add_subplot(grid[row, column]) for row in range(2) for column in range(2)]
+    _draw_losses(panels[0], history)
+    _draw_feasibility(panels[1], history)
+    _draw_memory(panels[2], history)
+    _draw_entropies(panels[3], history)
+    weights_only = int(history.warmup.sum())
+    for axes in panels:
+        _finish(axes, len(history), weights_only)
+    _draw_probabilities(figure.add_subplot(grid[2, :]), history, levels)
+    return figure
+
+
+def _finish(axes: Axes, epochs: int, weights_only: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(-0.5, max(epochs, 2) - 0.5)
+    axes.grid(alpha=0.25)
+    if weights_only:
+        axes.axvspan(-0.5, min(weights_only, epochs) - 0.5, color="#EDEDED", zorder=0)
+
+
+def _join(axes: Axes, other: Axes) -> None:
+    """One legend for two scales."""
+    lines = [*axes.get_lines(), *other.get_lines()]
+    axes.legend(lines, [str(line.get_label()) for line in lines], fontsize=8, framealpha=0.85)
+
+
+def _draw_losses(axes: Axes, history: TopologyHistory) -> None:
+    epochs = np.arange(len(history))
+    axes.plot(epochs, history.train_loss, color=BLUE, marker=".", label="training loss")
+    axes.plot(epochs, history.val_loss, color=RED, marker=".", linestyle="--", label="validation loss")
+    axes.set_ylabel("loss")
+    axes.set_title("segmentation; grey: network weights only", fontsize=10)
+    right = axes.twinx()
+    if np.isfinite(history.dice).any():
+        right.plot(epochs, history.dice, color=GREEN, linestyle=":", marker=".", label="pseudo Dice")
+        right.set_ylabel("pseudo Dice")
+        right.set_ylim(0, 1)
+    else:
+        right.set_yticks([])
+    _join(axes, right)
+
+
+def _draw_feasibility(axes: Axes, history: TopologyHistory) -> None:
+    epochs = np.arange(len(history))
+    axes.plot(epochs, history.gap, color=RED, marker=".", label="gap G, edges")
+    axes.set_ylabel("G, edges")
+    axes.set_ylim(bottom=0)
+    axes.set_title("distance from a feasible topology", fontsize=10)
+    right = axes.twinx()
+    right.plot(epochs, history.log_feasible, color=BLUE, linestyle="--", marker=".", label="log P(feasible), nats")
+    right.set_ylabel("log P(feasible), nats")
+    _join(axes, right)
+
+
+def _draw_memory(axes: Axes, history: TopologyHistory) -> None:
+    epochs = np.arange(len(history))
+    axes.plot(epochs, history.expected_mib, color=BLUE, marker=".", label="expected")
+    axes.plot(epochs, history.selected_mib, color=GREEN, linestyle="--", marker=".", label="most probable topology")
+    axes.plot(epochs, history.budget_mib, color="black", linestyle=":", label="budget")
+    axes.set_ylabel("training memory, MiB")
+    axes.set_ylim(bottom=0)
+    axes.set_title("memory of the result", fontsize=10)
+    axes.legend(fontsize=8, framealpha=0.85)
+
+
+def _draw_entropies(axes: Axes, history: TopologyHistory) -> None:
+    epochs = np.arange(len(history))
+    axes.plot(epochs, history.pattern_entropy, color=BLUE, marker=".", label="patterns, nats per layer")
+    axes.set_ylabel("patterns, nats per layer")
+    axes.set_ylim(bottom=0)
+    axes.set_title("entropies", fontsize=10)
+    right = axes.twinx()
+    right.plot(
+        epochs, history.operation_entropy, color=ORANGE, linestyle="--", marker=".", label="operations, nats per edge"
+    )
+    right.set_ylabel("operations, nats per edge")
+    right.set_ylim(bottom=0)
+    _join(axes, right)
+
+
+def _draw_probabilities(axes: Axes, history: TopologyHistory, levels: int) -> None:
+    """One row per edge: probability over time; a bar at the right marks the edges that are selected now."""
+    logits = history.edge_logits
+    epochs, layers, count = logits.shape
+    probability = 1 / (1 + np.exp(-np.clip(logits, -50, 50)))
+    image = axes.imshow(
+        probability.reshape(epochs, -1).T, aspect="auto", vmin=0, vmax=1, cmap="viridis", interpolation="nearest",
+        extent=(-0.5, epochs - 0.5, layers * count - 0.5, -0.5),
+    )  # fmt: skip
+    for layer in range(1, layers):
+        axes.axhline(layer * count - 0.5, color="white", lw=0.8)
+    axes.set_yticks(count * np.arange(layers) + (count - 1) / 2, [str(layer) for layer in range(layers)])
+    axes.set_ylabel("layer")
+    axes.set_xlabel("epoch")
+    pairs = ", ".join(f"{source}→{end}" for source, end in edges(levels))
+    axes.set_title(f"probability of every edge (per layer from above: {pairs}); red marks: selected", fontsize=9)
+    selected = np.flatnonzero(history.selected[-1].reshape(-1))
+    # Beside the axes, whatever the number of epochs.
+    axes.scatter(
+        np.full(len(selected), 1.008), selected, marker="s", s=7, color=RED, clip_on=False,
+        transform=axes.get_yaxis_transform(), linewidths=0,
+    )  # fmt: skip
+    bar = axes.figure.colorbar(image, ax=axes, pad=0.03, fraction=0.03)
+    bar.set_label("probability")

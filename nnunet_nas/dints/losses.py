@@ -1,0 +1,85 @@
+"""What a DiNTS search minimises beside the segmentation loss, in two modes.
+
+`paper`: Eqs. 5, 7 and 10 as printed (M_a counts every edge once with all its operations). `exact` (our choice): the
+entropies in nats per layer, the negative log probability that the topology is feasible, and a hinge on the expected
+memory in MiB against the budget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnunet_nas.dints.memory import MemoryModel
+from nnunet_nas.dints.probabilities import (
+    log_feasible,
+    marginals,
+    operation_entropy,
+    pattern_entropy,
+    topology_loss,
+)
+
+
+@dataclass(frozen=True)
+class ArchitectureTerms:
+    """The parts of L_arch beside L_seg, scalars.
+
+    Attributes:
+        operations: L_alpha.
+        patterns: L_eta.
+        topology: L_tp or -log P(feasible), not weighted.
+        memory: L_m.
+    """
+
+    operations: Tensor
+    patterns: Tensor
+    topology: Tensor
+    memory: Tensor
+
+    def total(self, topology_weight: float) -> Tensor:
+        """The bracket of Eq. 11."""
+        return self.operations + self.patterns + topology_weight * self.topology + self.memory
+
+
+def paper_terms(edge_logits: Tensor, operation_logits: Tensor, model: MemoryModel, sigma: float) -> ArchitectureTerms:
+    """Eqs. 5, 7 and 10.
+
+    Args:
+        edge_logits: x, (layers, E).
+        operation_logits: alpha before the softmax, (layers, E, N).
+        model: memory of the parts; nodes, stems and chain do not enter.
+        sigma: share of the largest memory.
+    """
+    layers, count = edge_logits.shape
+    patterns = 2.0**count - 1
+    cost = torch.as_tensor(np.where(np.isfinite(model.edges), model.edges, 0)).to(edge_logits)
+    operations = torch.softmax(operation_logits, -1)
+    expected = (marginals(edge_logits) * (operations * cost).sum(-1)).sum()
+    return ArchitectureTerms(
+        operations=operation_entropy(operation_logits).sum() / operation_logits.numel(),
+        patterns=pattern_entropy(edge_logits).sum() / (layers * patterns),
+        topology=topology_loss(edge_logits, model.levels),
+        memory=(expected / (layers * cost.sum()) - sigma).abs(),
+    )
+
+
+def exact_terms(
+    edge_logits: Tensor, operation_logits: Tensor, model: MemoryModel, budget_mib: float
+) -> ArchitectureTerms:
+    """Our form; arguments as of `paper_terms`, the budget in MiB.
+
+    Operations of an edge count as much as the edge does: what will not be there need not be decided.
+    """
+    layers = len(edge_logits)
+    operations = torch.softmax(operation_logits, -1)
+    expected = model.expected(edge_logits, operations)
+    weight = marginals(edge_logits)
+    return ArchitectureTerms(
+        operations=(weight * operation_entropy(operation_logits)).sum() / weight.sum(),
+        patterns=pattern_entropy(edge_logits).sum() / layers,
+        topology=-log_feasible(edge_logits, model.levels) / layers,
+        memory=torch.relu(expected / budget_mib - 1),
+    )

@@ -1,0 +1,361 @@
+"""The DiNTS search as an nnU-Net trainer (paper, sections 3.4 to 3.6 and 4.1)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import autocast, nn
+
+from nnunet_nas.dints.decoding import discretisation_gap
+from nnunet_nas.dints.drawing import draw_progress, draw_topology
+from nnunet_nas.dints.history import TopologyHistory
+from nnunet_nas.dints.losses import ArchitectureTerms, exact_terms, paper_terms
+from nnunet_nas.dints.memory import MemoryModel, measure_memory
+from nnunet_nas.dints.probabilities import log_feasible, marginals, operation_entropy, pattern_entropy
+from nnunet_nas.dints.selection import Selection, require_budget, select_topology
+from nnunet_nas.dints.settings import DiNTSSettings
+from nnunet_nas.dints.space import Space
+from nnunet_nas.dints.supernet import DiNTSSupernet
+from nnunet_nas.distributed import broadcast
+from nnunet_nas.errors import DataProblem
+from nnunet_nas.files import replace_file
+from nnunet_nas.plans import DerivedConfiguration, provenance
+from nnunet_nas.search import BilevelSearchTrainer
+from nnunet_nas.settings import read_settings
+
+TOPOLOGY = "topology.json"
+HISTORY = "search_history.npz"
+# Of the paper's 21k iterations 1k are warm-up and 11k train network weights only.
+_WARMUP_SHARE = 1 / 21
+_WEIGHTS_ONLY_SHARE = 11 / 21
+_HALVED_AT = (8 / 20, 16 / 20)
+_MOMENTUM = 0.9
+_PAPER_TOPOLOGY_WEIGHT = 0.001
+
+
+def learning_rate(step: int, steps: int, *, start: float, peak: float) -> float:
+    """SGD's learning rate: linear warm-up, then halved at 8/20 and 16/20 of the rest (paper, section 4.1).
+
+    Args:
+        step: iterations done.
+        steps: of the whole search.
+        start: at the first step.
+        peak: after warm-up.
+    """
+    warmup = steps * _WARMUP_SHARE
+    if step < warmup:
+        return start + (peak - start) * step / warmup
+    share = (step - warmup) / (steps - warmup)
+    return peak * 0.5 ** sum(share >= bound for bound in _HALVED_AT)
+
+
+class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
+    """Searches edges and operations, and adds `<base>_dints`, which stock nnU-Net trains."""
+
+    settings_class = DiNTSSettings
+    result_suffix = "_dints"
+    network: DiNTSSupernet
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.planned_batch_size = int(self.configuration_manager.batch_size)
+        if self.settings.search_batch_size is not None:
+            self.configuration_manager.configuration["batch_size"] = self.settings.search_batch_size
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The supernet of a configuration."""
+        del plans_manager
+        settings = read_settings(DiNTSSettings, configuration_manager.configuration)
+        space = Space(configuration_manager.configuration, settings)
+        network = DiNTSSupernet(
+            input_channels=num_input_channels,
+            num_classes=num_output_channels,
+            blocks=space.blocks,
+            levels=space.search_levels,
+            first_level=space.first_level,
+            num_layers=settings.num_layers,
+            deep_supervision=enable_deep_supervision,
+            fast=settings.supernet == "fast",
+        )
+        network.apply(network.initialize)
+        network.draw_architecture(torch.Generator().manual_seed(settings.seed))
+        return network
+
+    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
+        """nnU-Net's, for the stages that the search has."""
+        if not self.enable_deep_supervision:
+            return None
+        space = Space(self.configuration_manager.configuration, self.settings)
+        strides = np.array([level.stride for level in space.levels])
+        scales: list[list[float]] = (1 / np.cumprod(strides, axis=0))[:-1].tolist()
+        return scales
+
+    def prepare(self) -> None:
+        """Measures the memory of all parts of the result and fixes the budget.
+
+        Raises:
+            BudgetProblem: below the smallest feasible network.
+        """
+        self.space = Space(self.configuration_manager.configuration, self.settings)
+        self.memory: MemoryModel = measure_memory(
+            self.space.blocks,
+            self.space.levels,
+            first_level=self.space.first_level,
+            patch_size=self.configuration_manager.patch_size,
+            batch_size=self.planned_batch_size,
+            input_channels=self.num_input_channels,
+            num_classes=self.label_manager.num_segmentation_heads,
+        )
+        full = self.memory.full(self.settings.num_layers)
+        limit = self.settings.memory_limit_mib
+        self.budget_mib = self.settings.sigma * full if limit is None else limit
+        smallest = require_budget(
+            self.settings.num_layers, self.space.names, self.memory, self.budget_mib if self.has_hard_budget else None
+        )
+        self.history = TopologyHistory()
+        self.print_to_log_file(
+            f"Training memory at batch {self.planned_batch_size} in float32: full network {full:.0f} MiB, smallest "
+            f"{smallest:.0f} MiB, budget {self.budget_mib:.0f} MiB"
+        )
+
+    @property
+    def has_hard_budget(self) -> bool:
+        """In the paper's mode the budget is a wish; a limit in MiB is one in both."""
+        return bool(self.settings.losses == "exact" or self.settings.memory_limit_mib is not None)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
+        """SGD for the weights, Adam for alpha and the edges."""
+        settings = self.settings
+        self.architecture_optimizer = torch.optim.Adam(
+            self.network.architecture_parameters(), settings.architecture_lr, weight_decay=0
+        )
+        weights = torch.optim.SGD(
+            self.network.network_parameters(),
+            settings.weights_lr_start,
+            momentum=_MOMENTUM,
+            weight_decay=settings.weight_decay,
+        )
+        return weights, None
+
+    @property
+    def finished(self) -> bool:
+        """After all epochs."""
+        return bool(self.current_epoch >= self.num_epochs)
+
+    @property
+    def weights_only_epochs(self) -> int:
+        """Epochs before the architecture is trained; one at least is left for it."""
+        return int(min(round(_WEIGHTS_ONLY_SHARE * self.num_epochs), self.num_epochs - 1))
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the present epoch trains network weights only."""
+        return bool(self.current_epoch < self.weights_only_epochs)
+
+    def on_train_epoch_start(self) -> None:
+        """Says what the epoch trains; learning rates are set per step."""
+        self.network.train()
+        self._step = self.current_epoch * self.num_iterations_per_epoch
+        rate = self._set_learning_rate()
+        self.logger.log("lrs", rate, self.current_epoch)
+        self.print_to_log_file("", add_timestamp=False)
+        phase = "weights" if self.warming_up else "weights and architecture"
+        self.print_to_log_file(f"Epoch {self.current_epoch} ({phase}), learning rate {rate:.3g}")
+
+    def _set_learning_rate(self) -> float:
+        settings = self.settings
+        steps = self.num_epochs * self.num_iterations_per_epoch
+        rate = learning_rate(self._step, steps, start=settings.weights_lr_start, peak=settings.weights_lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def train_only(self, *, weights: bool) -> None:
+        """Says what the next step has gradients for; the rest costs none."""
+        for parameter in self.network.network_parameters():
+            parameter.requires_grad_(weights)
+        for parameter in self.network.architecture_parameters():
+            parameter.requires_grad_(not weights)
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One step of the weights on the first half; after their time alone, one of the architecture on the second."""
+        self._set_learning_rate()
+        self.train_only(weights=True)
+        loss = self.loss_of(batch)
+        self.descend(loss, [self.optimizer], self.network.network_parameters())
+        if not self.warming_up:
+            self.train_only(weights=False)
+            architecture_loss = self.loss_of(next(self.dataloader_architecture)) + self.architecture_loss()
+            self.descend(architecture_loss, [self.architecture_optimizer], [])
+        self._step += 1
+        return {"loss": loss.detach().cpu().numpy()}
+
+    def architecture_loss(self) -> torch.Tensor:
+        """What Eq. 11 adds to L_seg: the terms, weighted by the share of the architecture's iterations done."""
+        first = self.weights_only_epochs * self.num_iterations_per_epoch
+        steps = self.num_epochs * self.num_iterations_per_epoch
+        share = (self._step - first) / max(steps - first, 1)
+        with autocast(self.device.type, enabled=False):
+            return share * self.terms().total(self.topology_weight)
+
+    @property
+    def topology_weight(self) -> float:
+        """lambda of Eq. 11, or 1 nat per nat."""
+        given = self.settings.topology_weight
+        if given is not None:
+            return float(given)
+        return _PAPER_TOPOLOGY_WEIGHT if self.settings.losses == "paper" else 1.0
+
+    def terms(self) -> ArchitectureTerms:
+        """The terms of the chosen mode at present."""
+        x, alpha = self.logits()
+        if self.settings.losses == "paper":
+            return paper_terms(x, alpha, self.memory, self.settings.sigma)
+        return exact_terms(x, alpha, self.memory, self.budget_mib)
+
+    def logits(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """x (layers, E) and alpha (layers, E, N), on the CPU in double precision: a few hundred numbers."""
+        return self.network.encoder.edge_logits.cpu().double(), self.network.encoder.operation_logits().cpu().double()
+
+    def select(self, *, within_budget: bool) -> Selection:
+        """The discrete topology at present."""
+        x, alpha = (tensor.detach() for tensor in self.logits())
+        return select_topology(
+            x.numpy(),
+            torch.softmax(alpha, -1).numpy(),
+            self.space.names,
+            self.memory,
+            budget_mib=self.budget_mib if within_budget else None,
+        )
+
+    @torch.no_grad()
+    def decide(self) -> None:
+        """Makes all processes agree on the architecture, decodes it and records the epoch."""
+        broadcast(parameter.data for parameter in self.network.architecture_parameters())
+        x, alpha = self.logits()
+        if not (x.isfinite().all() and alpha.isfinite().all()):
+            raise DataProblem(
+                f"the architecture became infinite in epoch {self.current_epoch}: the search up to the epoch before is "
+                f"kept; lower architecture_lr with nnunet_nas set_search and start again"
+            )
+        found = self.select(within_budget=False)
+        operations = torch.softmax(alpha, -1)
+        weight = marginals(x)
+        self.history.append(
+            edge_logits=x.numpy(),
+            operations=operations.numpy(),
+            selected=found.decoded.selected,
+            warmup=self.warming_up,
+            gap=discretisation_gap(x.numpy(), found.decoded),
+            log_feasible=log_feasible(x, self.network.levels).item(),
+            nll=found.decoded.nll,
+            pattern_entropy=pattern_entropy(x).mean().item(),
+            operation_entropy=((weight * operation_entropy(alpha)).sum() / weight.sum()).item(),
+            expected_mib=self.memory.expected(x, operations).item(),
+            selected_mib=found.mib,
+            budget_mib=self.budget_mib,
+            train_loss=self.logged("train_losses"),
+            val_loss=self.logged("val_losses"),
+            dice=self.logged("mean_fg_dice"),
+            seconds=self.epoch_seconds(),
+        )
+
+    def summary(self) -> str:
+        """Gap, feasibility, memory and entropies."""
+        last = {name: array[-1] for name, array in self.history.arrays().items()}
+        return (
+            f"gap G {last['gap']:.0f}, log P(feasible) {last['log_feasible']:.2f}, expected memory "
+            f"{last['expected_mib']:.0f} MiB of {last['budget_mib']:.0f}, entropies {last['pattern_entropy']:.3f} nats "
+            f"per layer and {last['operation_entropy']:.3f} per edge, edges selected {last['selected'].sum():.0f}"
+        )
+
+    def write_records(self) -> None:
+        """The history and its picture."""
+        folder = Path(self.output_folder)
+        self.history.save(folder / HISTORY)
+        draw_progress(
+            self.history,
+            folder / "search_progress.png",
+            levels=self.network.levels,
+            title=f"DiNTS, {self.configuration_name}, fold {self.fold}",
+        )
+
+    def search_state(self) -> dict[str, Any]:
+        """Weights, architecture, both optimisers and history."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "architecture_optimizer": self.architecture_optimizer.state_dict(),
+            "history": {name: torch.from_numpy(array) for name, array in self.history.arrays().items()},
+        }
+
+    def load_search_state(self, state: dict[str, Any]) -> None:
+        """Restores the search.
+
+        Raises:
+            DataProblem: it is of another search space.
+        """
+        try:
+            self.network.load_state_dict(state["network"])
+        except RuntimeError as error:
+            raise DataProblem(
+                f"the checkpoint in {self.output_folder} is of another search space: move that folder away and search "
+                f"again"
+            ) from error
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.architecture_optimizer.load_state_dict(state["architecture_optimizer"])
+        self.history = TopologyHistory.from_arrays({name: array.numpy() for name, array in state["history"].items()})
+
+    def results(self) -> list[DerivedConfiguration]:
+        """Writes topology and drawing; one configuration, trained by nnU-Net's own trainer."""
+        found = self.select(within_budget=self.has_hard_budget)
+        content = found.topology.to_json()
+        folder, name = Path(self.output_folder), self.result_name()
+        replace_file(folder / TOPOLOGY, json.dumps(content, indent=4).encode())
+        draw_topology(found.topology, folder / "topology.png", first_level=self.space.first_level, title=name)
+        price = f", at {found.price:.3g} nats per MiB to meet the budget" if found.price else ""
+        self.print_to_log_file(
+            f"Topology: {int(found.decoded.selected.sum())} edges, predicted training memory {found.mib:.0f} MiB of "
+            f"{self.budget_mib:.0f} MiB{price}"
+        )
+        record = provenance(
+            method=self.settings.method,
+            base_digest=self.base_digest,
+            settings=vars(self.settings),
+            seeds=[self.settings.seed],
+            fold=self.fold,
+        )
+        record["search_folder"] = f"{Path(self.output_folder_base).name}/fold_{self.fold}"
+        record["predicted_training_mib"] = round(found.mib, 3)
+        return [
+            DerivedConfiguration(name, self.configuration_name, {"architecture": self.space.network(content)}, record)
+        ]
+
+    def next_steps(self) -> list[str]:
+        """Train the network that was found, then predict; no trainer and no environment variable."""
+        plans = self.plans_manager.plans_name
+        options = "" if plans == "nnUNetPlans" else f" -p {plans}"
+        name, number = self.result_name(), self.dataset_number()
+        return [
+            f"nnUNetv2_train {number} {name} {self.fold}{options}",
+            f"nnUNetv2_predict -i INPUT_FOLDER -o OUTPUT_FOLDER -d {number} -c {name} -f {self.fold}{options}",
+        ]
