@@ -8,12 +8,13 @@ import pytest
 import torch
 
 SHORT = {
-    "num_epochs": 6,
+    "num_epochs": 4,
     "warmup_epochs": 1,
-    "num_iterations_per_epoch": 2,
+    "num_iterations_per_epoch": 1,
     "num_val_iterations_per_epoch": 1,
     "tau0": 0.01,
 }
+FOLDERS = ("nnUNet_preprocessed", "nnUNet_results")
 
 
 def read_plans(dataset, name="nnUNetPlans"):
@@ -52,21 +53,61 @@ def make_backbone(dataset, configuration="2d", fold=0, *, plans="nnUNetPlans", t
     return path
 
 
+def leave_out_pictures(patch):
+    """Pictures take longer than these searches; the test that looks at the records draws them."""
+    patch.setattr("nnunet_nas.iac.trainers.draw_progress", lambda *args, **kwargs: None)
+    patch.setattr("nnunet_nas.iac.trainers.draw_cell", lambda *args, **kwargs: None)
+    patch.setattr("nnunetv2.training.logging.nnunet_logger.LocalLogger.plot_progress_png", lambda *args: None)
+
+
+def prepare(dataset):
+    """A backbone for `2d`, and settings for searches of seconds."""
+    set_settings(dataset, "2d", "iac_lth", **SHORT)
+    set_settings(dataset, "2d", "iac", **{key: value for key, value in SHORT.items() if key != "tau0"})
+    retrofit = {"num_epochs": 2, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1}
+    set_settings(dataset, "2d", "iac_retrofit", **retrofit)
+    make_backbone(dataset)
+
+
 @pytest.fixture
 def no_pictures(monkeypatch):
-    """Pictures take longer than these searches; the test that looks at the records draws them."""
-    monkeypatch.setattr("nnunet_nas.iac.trainers.draw_progress", lambda *args, **kwargs: None)
-    monkeypatch.setattr("nnunet_nas.iac.trainers.draw_cell", lambda *args, **kwargs: None)
-    monkeypatch.setattr("nnunetv2.training.logging.nnunet_logger.LocalLogger.plot_progress_png", lambda *args: None)
+    leave_out_pictures(monkeypatch)
 
 
 @pytest.fixture
 def searchable(dataset, monkeypatch):
-    """The fake data set with a backbone for `2d`, settings for searches of seconds, and single-threaded loading."""
+    """The fake data set, prepared, and single-threaded loading."""
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    set_settings(dataset, "2d", "iac_lth", **SHORT)
-    set_settings(dataset, "2d", "iac", **{key: value for key, value in SHORT.items() if key != "tau0"})
-    retrofit = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
-    set_settings(dataset, "2d", "iac_retrofit", **retrofit)
-    make_backbone(dataset)
+    prepare(dataset)
     return dataset
+
+
+@pytest.fixture(scope="session")
+def finished_search(fake_preprocessed, tmp_path_factory):
+    """Folders with a finished IAC-LTH search, for the tests of what comes after one."""
+    from nnunet_nas.iac.trainers import nnUNetTrainerIACLTHSearch
+
+    root = tmp_path_factory.mktemp("finished_search")
+    dataset = root / FOLDERS[0] / fake_preprocessed.name
+    shutil.copytree(fake_preprocessed, dataset)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_n_proc_DA", "0")
+        for name in FOLDERS:
+            patch.setenv(name, str(root / name))
+        leave_out_pictures(patch)
+        prepare(dataset)
+        make_trainer(nnUNetTrainerIACLTHSearch, dataset).run_training()
+    return root
+
+
+@pytest.fixture
+def searched(nnunet_folders, finished_search, monkeypatch):
+    """A copy of the data set with the finished search, elsewhere than it was made."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    shutil.copytree(finished_search, nnunet_folders, dirs_exist_ok=True)
+    return next((nnunet_folders / FOLDERS[0]).iterdir())
+
+
+def search_folder(dataset, trainer="nnUNetTrainerIACLTHSearch"):
+    """The results folder of the finished search."""
+    return dataset.parents[1] / FOLDERS[1] / dataset.name / f"{trainer}__nnUNetPlans__2d" / "fold_0"

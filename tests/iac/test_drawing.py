@@ -243,7 +243,7 @@ def test_pictures_are_put_in_place_whole(tmp_path, monkeypatch, name):
     path = tmp_path / "picture.png"
     path.write_bytes(b"the picture before")
     written = []
-    monkeypatch.setattr(drawing, "replace_file", lambda *arguments: written.append(arguments))
+    monkeypatch.setattr("nnunet_nas.figures.replace_file", lambda *arguments: written.append(arguments))
     draws = {
         "cell": lambda: draw_cell(genotype(TOPOLOGIES[0]), path),
         "progress": lambda: draw_progress(search(2), path, title=""),

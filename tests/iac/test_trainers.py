@@ -11,7 +11,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import make_backbone, make_trainer, read_plans, set_settings
+from conftest import SHORT, make_backbone, make_trainer, read_plans, search_folder, set_settings
 
 from nnunet_nas.iac.genotype import EDGES, Genotype
 from nnunet_nas.iac.history import SearchHistory
@@ -19,8 +19,12 @@ from nnunet_nas.iac.network import SKIP_PREFIX
 from nnunet_nas.iac.retrofit import nnUNetTrainerIACRetrofit
 from nnunet_nas.iac.trainers import nnUNetTrainerIACLTHSearch, nnUNetTrainerIACSearch
 
+# More searches of seconds each; the fast layers keep one of each kind.
+SLOW = pytest.mark.integration
 NO_PICTURES = pytest.mark.usefixtures("no_pictures")
-BOTH = pytest.mark.parametrize("trainer_class", [nnUNetTrainerIACSearch, nnUNetTrainerIACLTHSearch])
+BOTH = pytest.mark.parametrize(
+    "trainer_class", [pytest.param(nnUNetTrainerIACSearch, marks=SLOW), nnUNetTrainerIACLTHSearch]
+)
 METHOD = {nnUNetTrainerIACSearch: "iac", nnUNetTrainerIACLTHSearch: "iac_lth"}
 NAME = {nnUNetTrainerIACSearch: "2d_iac", nnUNetTrainerIACLTHSearch: "2d_iaclth"}
 
@@ -89,6 +93,7 @@ def test_a_search_ends_in_two_configurations_and_leaves_its_records(trainer_clas
     assert history.warmup.tolist() == [True] + [False] * (len(history) - 1)
 
 
+@SLOW
 @NO_PICTURES
 def test_lth_stops_by_itself_and_iac_does_not(searchable):
     set_settings(searchable, "2d", "iac_lth", num_epochs=50, tau0=1.0)
@@ -96,18 +101,18 @@ def test_lth_stops_by_itself_and_iac_does_not(searchable):
     # Every test succeeds at such a threshold (at most ln 2 < 1), and drops at least one of seven operations.
     assert 1 < lth.current_epoch <= 1 + 6
     assert lth.history.edges_settled[-1] == len(EDGES)
-    assert search(nnUNetTrainerIACSearch, searchable).current_epoch == 6
+    assert search(nnUNetTrainerIACSearch, searchable).current_epoch == SHORT["num_epochs"]
 
 
 @NO_PICTURES
 def test_constant_alpha_stop_after_six_tests(searchable):
-    set_settings(searchable, "2d", "iac_lth", architecture_lr=0.0, warmup_epochs=3, num_epochs=50)
+    set_settings(searchable, "2d", "iac_lth", architecture_lr=0.0, num_epochs=50)
     trainer = search(nnUNetTrainerIACLTHSearch, searchable)
-    assert trainer.history.operations_left.tolist() == [98, 98, 98, 84, 70, 56, 42, 28, 14]
+    assert trainer.history.operations_left.tolist() == [98, 84, 70, 56, 42, 28, 14]
 
 
 @NO_PICTURES
-@BOTH
+@pytest.mark.parametrize("trainer_class", [nnUNetTrainerIACSearch, pytest.param(nnUNetTrainerIACLTHSearch, marks=SLOW)])
 def test_the_backbone_stays_bit_identical_and_the_cells_learn(trainer_class, searchable):
     trainer = search(trainer_class, searchable)
     backbone = torch.load(Path(trainer.backbone.path), map_location="cpu", weights_only=False)["network_weights"]
@@ -130,7 +135,7 @@ def test_warm_up_leaves_alpha_and_beta_alone(searchable):
 
 @NO_PICTURES
 @BOTH
-@pytest.mark.parametrize("epoch", [1, 3])
+@pytest.mark.parametrize("epoch", [pytest.param(1, marks=SLOW), 3])
 def test_interrupted_and_continued_it_ends_bit_for_bit_as_without(trainer_class, epoch, searchable, tmp_path):
     set_settings(searchable, "2d", METHOD[trainer_class], architecture_lr=0.05)
     other = tmp_path / "untouched"
@@ -155,6 +160,7 @@ def test_interrupted_and_continued_it_ends_bit_for_bit_as_without(trainer_class,
     assert read_plans(searchable)["configurations"][NAME[trainer_class]]["architecture"] == result
 
 
+@SLOW
 @NO_PICTURES
 def test_killed_before_the_plans_were_written_it_only_writes_them(searchable, monkeypatch):
     def die(self):
@@ -211,6 +217,7 @@ def test_a_name_that_is_taken_is_noticed_before_the_search(searchable, capsys):
     assert "suffix" in text
 
 
+@SLOW
 @NO_PICTURES
 def test_other_folds_name_the_fold(searchable):
     make_backbone(searchable, fold=2)
@@ -236,6 +243,7 @@ def test_the_search_sees_training_cases_of_its_fold_only(searchable):
     assert not set(first + second) & set(validation)
 
 
+@SLOW
 @NO_PICTURES
 @pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
 @pytest.mark.parametrize("plans", ["nnUNetPlans", "nnUNetResEncUNetMPlans"])
@@ -250,6 +258,7 @@ def test_anisotropic_3d_and_residual_encoders_work(configuration, plans, searcha
     assert np.isfinite(retrofit.train_step(batch)["loss"])
 
 
+@SLOW
 @NO_PICTURES
 def test_cells_on_a_tiny_backbone(searchable):
     content = read_plans(searchable)
@@ -265,6 +274,7 @@ def test_cells_on_a_tiny_backbone(searchable):
     assert np.isfinite(retrofit.train_step(next(retrofit.dataloader_train))["loss"])
 
 
+@SLOW
 @NO_PICTURES
 def test_regions_and_an_ignore_label_work(searchable):
     description = json.loads((searchable / "dataset.json").read_text())
@@ -284,6 +294,7 @@ def test_regions_and_an_ignore_label_work(searchable):
     assert np.isfinite(trainer.history.train_loss).all()
 
 
+@SLOW
 @NO_PICTURES
 def test_fold_all_works(searchable):
     make_backbone(searchable, fold="all")
@@ -317,13 +328,15 @@ def test_a_backbone_without_mirroring_is_not_mirrored(searchable):
 
 
 @NO_PICTURES
-def test_the_retrofit_starts_at_theta_0_and_leaves_the_backbone_alone(searchable):
+def test_the_retrofit_starts_at_theta_0_and_leaves_the_backbone_alone(searched):
     from nnunet_nas.iac.supernet import discrete_state
 
-    found = search(nnUNetTrainerIACLTHSearch, searchable)
-    theta_0 = torch.load(Path(found.output_folder) / "theta_0.pth", weights_only=True)
-    expected = discrete_state(theta_0, found.genotype())
-    trainer = make_trainer(nnUNetTrainerIACRetrofit, searchable, configuration="2d_iaclth")
+    found = Genotype.from_json(json.loads((search_folder(searched) / "genotype.json").read_text()))
+    expected = discrete_state(torch.load(search_folder(searched) / "theta_0.pth", weights_only=True), found)
+    backbone = torch.load(
+        search_folder(searched, "nnUNetTrainer") / "checkpoint_final.pth", map_location="cpu", weights_only=False
+    )["network_weights"]
+    trainer = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth")
     trainer.initialize()
     trainer.start_from_backbone()
     state = {key: value.clone() for key, value in trainer.network.state_dict().items()}
@@ -333,12 +346,13 @@ def test_the_retrofit_starts_at_theta_0_and_leaves_the_backbone_alone(searchable
     assert checkpoint["trainer_name"] == "nnUNetTrainer"
     for key, value in checkpoint["network_weights"].items():
         if not key.startswith(SKIP_PREFIX):
-            assert value.equal(found.backbone.weights[key]), key
+            assert value.equal(backbone[key]), key
     assert not checkpoint["network_weights"][f"{SKIP_PREFIX}0.output.weight"].equal(
         state[f"{SKIP_PREFIX}0.output.weight"]
     )
 
 
+@SLOW
 @NO_PICTURES
 def test_the_retrofit_of_iac_starts_fresh(searchable):
     found = search(nnUNetTrainerIACSearch, searchable)
@@ -351,14 +365,13 @@ def test_the_retrofit_of_iac_starts_fresh(searchable):
 
 
 @NO_PICTURES
-def test_residual_cells_start_exactly_at_the_backbone(searchable):
+def test_residual_cells_start_exactly_at_the_backbone(searched):
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    search(nnUNetTrainerIACLTHSearch, searchable)
-    trainer = make_trainer(nnUNetTrainerIACRetrofit, searchable, configuration="2d_iaclth_residual")
+    trainer = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth_residual")
     trainer.initialize()
     trainer.start_from_backbone()
-    backbone = make_trainer(nnUNetTrainer, searchable)
+    backbone = make_trainer(nnUNetTrainer, searched)
     backbone.load_checkpoint(str(Path(backbone.output_folder) / "checkpoint_final.pth"))
     images = torch.randn(2, 1, 32, 32)
     with torch.no_grad():
@@ -367,14 +380,13 @@ def test_residual_cells_start_exactly_at_the_backbone(searchable):
 
 
 @NO_PICTURES
-def test_cells_can_be_put_into_another_folds_backbone(searchable, capsys):
-    search(nnUNetTrainerIACLTHSearch, searchable)
+def test_cells_can_be_put_into_another_folds_backbone(searched, capsys):
     text = refused(
-        4, make_trainer(nnUNetTrainerIACRetrofit, searchable, configuration="2d_iaclth", fold=3).run_training, capsys
+        4, make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth", fold=3).run_training, capsys
     )
     assert "nnUNetv2_train 11 2d 3" in text
-    make_backbone(searchable, fold=3, seed=5)
-    trainer = make_trainer(nnUNetTrainerIACRetrofit, searchable, configuration="2d_iaclth", fold=3)
+    make_backbone(searched, fold=3, seed=5)
+    trainer = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth", fold=3)
     trainer.on_train_start()
     assert np.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
 
@@ -421,6 +433,7 @@ def test_changed_settings_are_not_mixed_into_a_search(searchable, capsys):
     assert "gamma: 1.5 -> 2.0" in text
 
 
+@SLOW
 @NO_PICTURES
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_epoch(searchable, capsys, monkeypatch):
     trainer = make_trainer(nnUNetTrainerIACLTHSearch, searchable)
@@ -453,11 +466,10 @@ def test_an_unknown_setting_is_refused(searchable, capsys):
 
 
 @NO_PICTURES
-def test_cells_in_cells_are_refused(searchable, capsys):
-    search(nnUNetTrainerIACLTHSearch, searchable)
+def test_cells_in_cells_are_refused(searched, capsys):
     text = refused(
         4,
-        make_trainer(nnUNetTrainerIACLTHSearch, searchable, configuration="2d_iaclth").run_training,
+        make_trainer(nnUNetTrainerIACLTHSearch, searched, configuration="2d_iaclth").run_training,
         capsys,
     )
     assert "already" in text
@@ -470,10 +482,8 @@ def test_a_configuration_without_cells_cannot_be_retrofitted(searchable, capsys)
 
 
 @NO_PICTURES
-def test_validation_alone_says_that_there_is_none(searchable, capsys):
-    search(nnUNetTrainerIACLTHSearch, searchable)
-    capsys.readouterr()
-    trainer = make_trainer(nnUNetTrainerIACLTHSearch, searchable)
+def test_validation_alone_says_that_there_is_none(searched, capsys):
+    trainer = make_trainer(nnUNetTrainerIACLTHSearch, searched)
     trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
     trainer.perform_actual_validation()
     assert "nnUNetv2_train 11 2d_iaclth 0 -tr nnUNetTrainerIACRetrofit" in capsys.readouterr().out
