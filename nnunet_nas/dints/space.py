@@ -56,12 +56,12 @@ class Space:
             nonlin=kwargs.get("nonlin"),
             nonlin_kwargs=kwargs.get("nonlin_kwargs"),
         )
-        self.features = _features(kwargs["features_per_stage"], stages, settings.features)
+        self.features = level_features(kwargs["features_per_stage"], stages, settings.features)
         # The paper searches at half the channels that it retrains with.
         finest = max(1, self.features[0] // 2) if settings.search_features is None else settings.search_features
         geometry = (kwargs["kernel_sizes"][:stages], kwargs["strides"][:stages], self.blocks.dimensions)
         self.levels: list[Level] = make_levels(self.features, *geometry)
-        self.search_levels = make_levels(_features(self.features, stages, finest), *geometry)
+        self.search_levels = make_levels(level_features(self.features, stages, finest), *geometry)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -73,7 +73,7 @@ class Space:
         return topology_architecture(self.architecture, topology, self.features, self.first_level)
 
 
-def _features(plan: int | Sequence[int], stages: int, finest: int | None) -> list[int]:
+def level_features(plan: int | Sequence[int], stages: int, finest: int | None) -> list[int]:
     """Channels per stage, in proportion to the plan's if another number is wanted at the finest stage."""
     planned = [plan] * stages if isinstance(plan, int) else [int(features) for features in plan[:stages]]
     if finest is None:

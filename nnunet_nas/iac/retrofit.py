@@ -118,10 +118,16 @@ class nnUNetTrainerIACRetrofit(InheritedAugmentation):
 
     def _starts_from_theta_0(self) -> bool:
         if self.settings.init == "auto":
-            return bool(self.record["method"] == "iac_lth")
+            # A genotype from another data set comes without the initial weights of its search.
+            return self.record["method"] == "iac_lth" and "search_folder" in self.record
         return self.settings.init == "theta_0"
 
     def _search_folder(self) -> Path:
+        if "search_folder" not in self.record:
+            raise DataProblem(
+                f"configuration {self.configuration_name} was transferred from another data set and has no theta_0: "
+                f"set nnunet_nas set_search ... -m iac_retrofit init=random"
+            )
         results = folder_from_environment("nnUNet_results")
         return results / self.plans_manager.dataset_name / self.record["search_folder"]
 
