@@ -3,19 +3,24 @@
     python examples/benchmarks/iac.py cells             forward and backward of the cells of all levels, 2-D and 3-D
     python examples/benchmarks/iac.py cells -levels 256:8x8x8 320:4x5x4 -batch 2       levels of your own
     python examples/benchmarks/iac.py search FOLDER...  finished searches: epochs, seconds, what pruning saves
+    python examples/benchmarks/iac.py checkpoint FOLDER...   and what their checkpoint of every epoch costs
 
 `cells` compares with `plain_pc_darts.py`, one module per edge and operation, with the same weights; it ends with an
 error where outputs or any gradient differ in double precision. Seconds are minimum and median of alternating
 repetitions. CPU seconds are those of all threads together: their ratio stands where other work shares the machine (set
 OMP_WAIT_POLICY=PASSIVE, so that waiting threads do not count). MiB are what autograd keeps for the backward pass, each
 storage once, weights not counted; on CUDA the peak of a step above what was allocated before stands beside it.
+`checkpoint` writes a search's own state again, serialised, flushed and renamed as the search does it, beside the old
+file. Seconds of an epoch come from the run; those of the default number of iterations are extrapolated from it.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -27,9 +32,11 @@ from plain_pc_darts import PlainCell
 from torch import Tensor, nn
 
 from nnunet_nas.cli.common import format_table
+from nnunet_nas.files import replace_file
 from nnunet_nas.iac.genotype import EDGES, OPERATIONS
 from nnunet_nas.iac.history import SearchHistory
 from nnunet_nas.iac.operations import CONVOLUTIONS
+from nnunet_nas.iac.settings import IACSettings
 from nnunet_nas.iac.supernet import Mixture, SuperCell
 
 Shapes = list[tuple[int, tuple[int, ...]]]
@@ -238,17 +245,27 @@ def cells(args: argparse.Namespace) -> None:
     print(format_table(["cells", *columns], table))
 
 
+def computed_operations(history: SearchHistory) -> np.ndarray:
+    """Operations that each epoch computed: what was left after the one before."""
+    return np.concatenate([[len(EDGES) * len(OPERATIONS)], history.operations_left[:-1]])
+
+
+def name_of(folder: Path) -> str:
+    """Trainer and configuration, or whatever a folder outside nnU-Net's results is called."""
+    parts = folder.parent.name.split("__")
+    return f"{parts[0]} {parts[-1]}" if len(parts) == 3 else folder.parent.name
+
+
 def search(args: argparse.Namespace) -> None:
     everything = len(EDGES) * len(OPERATIONS)
     rows = []
     for folder in args.folders:
         history = SearchHistory.load(folder / "search_history.npz")
-        # An epoch computes what was left after the one before.
-        computed = np.concatenate([[everything], history.operations_left[:-1]])[~history.warmup]
+        computed = computed_operations(history)[~history.warmup]
         full = np.median(history.seconds[~history.warmup][computed == everything])
         rows.append(
             [
-                folder.parent.name.split("__")[0] if "__" in folder.parent.name else folder.parent.name,
+                name_of(folder),
                 f"{len(history)}",
                 f"{history.seconds.sum():.0f}",
                 f"{full:.2f}",
@@ -260,6 +277,41 @@ def search(args: argparse.Namespace) -> None:
     header = ["search", "epochs", "seconds", "full epoch s", "last epoch s", "operations computed", "operations left"]
     print(format_table(header, rows))
     print("Full epoch: median while nothing was pruned. Operations computed: mean share of 98 after warm-up.")
+
+
+def checkpoint(args: argparse.Namespace) -> None:
+    rows = []
+    for folder in args.folders:
+        state = torch.load(folder / "checkpoint_final.pth", map_location="cpu", weights_only=True)
+        history = SearchHistory.load(folder / "search_history.npz")
+        iterations = json.loads(state["settings"])["num_iterations_per_epoch"]
+        full = ~history.warmup & (computed_operations(history) == len(EDGES) * len(OPERATIONS))
+        epoch = float(np.median(history.seconds[full]))
+        default = epoch / iterations * IACSettings.num_iterations_per_epoch
+        seconds = []
+        # The same disk as the search's.
+        with tempfile.TemporaryDirectory(dir=folder) as other:
+            for _ in range(args.repeats):
+                start = time.perf_counter()
+                content = io.BytesIO()
+                torch.save(state, content)
+                replace_file(Path(other) / "checkpoint_latest.pth", content.getvalue())
+                seconds.append(time.perf_counter() - start)
+        median = float(np.median(seconds))
+        rows.append(
+            [
+                name_of(folder),
+                f"{len(content.getvalue()) / 2**20:.1f}",
+                f"{1000 * median:.0f}",
+                f"{1000 * max(seconds):.0f}",
+                f"{iterations}",
+                f"{epoch:.2f}",
+                f"{median / epoch:.2%}",
+                f"{median / default:.3%}",
+            ]
+        )
+    header = ["search", "MiB", "median ms", "most ms", "iterations", "epoch s", "share"]
+    print(format_table([*header, f"at {IACSettings.num_iterations_per_epoch}"], rows))
 
 
 def main() -> None:
@@ -275,6 +327,10 @@ def main() -> None:
     two = commands.add_parser("search", help="cost of finished searches, from their histories")
     two.add_argument("folders", nargs="+", type=Path, help="fold folders with search_history.npz")
     two.set_defaults(run=search)
+    three = commands.add_parser("checkpoint", help="what the checkpoint of every epoch costs")
+    three.add_argument("folders", nargs="+", type=Path, help="fold folders of finished searches")
+    three.add_argument("-repeats", type=int, default=9)
+    three.set_defaults(run=checkpoint)
     args = parser.parse_args()
     args.run(args)
 
