@@ -118,8 +118,8 @@ class Level:
 
     @property
     def down_kernel(self) -> tuple[int, ...]:
-        """The plan's kernel, widened where a strided convolution with it would miss voxels."""
-        return tuple(k if k >= s else s + 1 - s % 2 for k, s in zip(self.kernel, self.stride, strict=True))
+        """The plan's kernel, widened where a strided convolution with it would miss voxels, the last ones included."""
+        return tuple(max(k, 2 * s - 1) for k, s in zip(self.kernel, self.stride, strict=True))
 
 
 def make_levels(
@@ -201,7 +201,7 @@ class Convolutions(nn.Module):
 class Stem(nn.Module):
     """The image at one level: learned downsampling in the image's own channels, then features (our choice).
 
-    Every voxel is seen: each convolution's kernel is at least as wide as its stride.
+    Every voxel is seen: no convolution's kernel is too narrow for its stride.
     """
 
     def __init__(self, blocks: Blocks, levels: Sequence[Level], level: int, input_channels: int) -> None:
