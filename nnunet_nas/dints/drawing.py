@@ -162,14 +162,18 @@ def progress_figure(history: TopologyHistory, *, levels: int, title: str) -> Fig
 
 
 def _finish(axes: Axes, epochs: int, weights_only: int) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _whole_epochs(axes)
     axes.set_xlim(-0.5, max(epochs, 2) - 0.5)
     axes.grid(alpha=0.25)
     if weights_only:
         axes.axvspan(-0.5, min(weights_only, epochs) - 0.5, color="#EDEDED", zorder=0)
+
+
+def _whole_epochs(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _join(axes: Axes, other: Axes) -> None:
@@ -221,14 +225,14 @@ def _draw_entropies(axes: Axes, history: TopologyHistory) -> None:
     epochs = np.arange(len(history))
     axes.plot(epochs, history.pattern_entropy, color=BLUE, marker=".", label="patterns, nats per layer")
     axes.set_ylabel("patterns, nats per layer")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.3 * float(history.pattern_entropy.max()) + 1e-3)
     axes.set_title("entropies", fontsize=10)
     right = axes.twinx()
     right.plot(
         epochs, history.operation_entropy, color=ORANGE, linestyle="--", marker=".", label="operations, nats per edge"
     )
     right.set_ylabel("operations, nats per edge")
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, 1.1 * float(history.operation_entropy.max()) + 1e-3)
     _join(axes, right)
 
 
@@ -245,7 +249,7 @@ def _draw_probabilities(axes: Axes, history: TopologyHistory, levels: int) -> No
         axes.axhline(layer * count - 0.5, color="white", lw=0.8)
     axes.set_yticks(count * np.arange(layers) + (count - 1) / 2, [str(layer) for layer in range(layers)])
     axes.set_ylabel("layer")
-    axes.set_xlabel("epoch")
+    _whole_epochs(axes)
     pairs = ", ".join(f"{source}→{end}" for source, end in edges(levels))
     axes.set_title(f"probability of every edge (per layer from above: {pairs}); red marks: selected", fontsize=9)
     selected = np.flatnonzero(history.selected[-1].reshape(-1))

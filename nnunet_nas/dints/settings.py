@@ -30,10 +30,10 @@ class DiNTSSettings:
         "D: resolutions that cells work at; none: all stages of the plan from first_level on",
         minimum=2,
     )
-    first_level: int = setting(
-        0,
+    first_level: int | None = setting(
+        None,
         "our choice",
-        "finest stage that has cells; the paper's 1 (half resolution) needs several times less memory",
+        "finest stage that has cells; none: 0 in 2-D, 1 (the paper's half resolution) in 3-D with 4 stages or more",
         minimum=0,
     )
     features: int | None = setting(

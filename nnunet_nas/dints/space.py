@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
+
+from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
 
 from nnunet_nas.architecture import import_arguments
 from nnunet_nas.dints.network import FEWEST_STAGES
@@ -38,8 +41,10 @@ class Space:
         if kwargs.get("dropout_op") is not None:
             raise DataProblem("DiNTS has no dropout: choose a configuration whose dropout_op is null")
         self.architecture: dict[str, Any] = deepcopy(architecture)
-        self.first_level = settings.first_level
         available = int(kwargs["n_stages"])
+        # At full resolution a 3-D search keeps some eight times as much: beyond what GPUs have at nnU-Net's patches.
+        half = convert_conv_op_to_dim(kwargs["conv_op"]) == 3 and available > FEWEST_STAGES
+        self.first_level = int(half) if settings.first_level is None else settings.first_level
         wanted = available - self.first_level if settings.num_levels is None else settings.num_levels
         stages = self.first_level + wanted
         if wanted < 2 or stages > available or stages < FEWEST_STAGES:
@@ -62,6 +67,21 @@ class Space:
         geometry = (kwargs["kernel_sizes"][:stages], kwargs["strides"][:stages], self.blocks.dimensions)
         self.levels: list[Level] = make_levels(self.features, *geometry)
         self.search_levels = make_levels(level_features(self.features, stages, finest), *geometry)
+
+    def require_divisible(self, patch_size: Sequence[int]) -> None:
+        """A patch must be a whole number of voxels at every level.
+
+        Raises:
+            DataProblem: it is not.
+        """
+        for axis, size in enumerate(patch_size):
+            divisor = math.prod(level.stride[axis] for level in self.levels)
+            if size % divisor:
+                raise DataProblem(
+                    f"patch size {'x'.join(map(str, patch_size))} is not divisible by {divisor} along axis {axis}, the "
+                    f"product of the strides of {len(self.levels)} stages: correct patch_size in the plans, or set a "
+                    f"lower num_levels with nnunet_nas set_search"
+                )
 
     @property
     def names(self) -> tuple[str, ...]:

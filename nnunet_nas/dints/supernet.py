@@ -46,7 +46,7 @@ def weighted_norm(norm: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     Args:
         norm: a normalisation.
         x: (b, c, *spatial).
-        weight: scalar, float32.
+        weight: scalar, float32 or float64.
     """
     if isinstance(norm, _INSTANCE_NORMS) and norm.affine and not norm.track_running_stats:
         return instance_norm(x, weight=norm.weight * weight, bias=norm.bias * weight, eps=norm.eps)
@@ -80,10 +80,10 @@ class MixedEdge(nn.Module):
         Args:
             x: source node, (b, c, *spatial).
             activated: the same after the activation.
-            weights: m times softmax(alpha), (operations,), in the order of `OPERATIONS`, float32.
+            weights: m times softmax(alpha), (operations,), in the order of `OPERATIONS`, float32 or float64.
 
         Returns:
-            (b, c, *spatial) of the destination, float32.
+            (b, c, *spatial) of the destination, in the precision of the weights.
         """
         if self.resample is not None:
             x = self.resample.norm(self.resample.conv(activated))
@@ -93,12 +93,12 @@ class MixedEdge(nn.Module):
         if self.resample is not None:
             activated = self.activation(x)
         own = weights[self.columns]
-        total = x.float() * weights[0]
+        total = _at_least_single(x) * weights[0]
         if mixes:
             total = total + self._mixed(activated, own)
             return self.resample.upsample(total) if self.goes_up else total
         for operation, weight in zip(self.operations.values(), own.unbind(), strict=True):
-            total = total + weighted_norm(operation.norm, operation.convs(activated), weight).float()
+            total = total + _at_least_single(weighted_norm(operation.norm, operation.convs(activated), weight))
         return total
 
     def _mixed(self, activated: Tensor, weights: Tensor) -> Tensor:
@@ -107,12 +107,14 @@ class MixedEdge(nn.Module):
         kernels = [composed_kernel(part.convs, steps) for part, steps in zip(parts, self.steps.values(), strict=True)]
         reach = [max(kernel.shape[axis] for kernel in kernels) for axis in range(2, kernels[0].dim())]
         mixture = torch.stack([_unit(_centred(kernel, reach)) for kernel in kernels])
-        kernel = torch.einsum("n,n...->...", weights / weights.sum(), mixture).to(activated.dtype)
+        # Where m or the skip has left nothing for them, the clamp keeps 0 / 0 out.
+        shares = weights / weights.sum().clamp(min=1e-30)
+        kernel = torch.einsum("n,n...->...", shares, mixture).to(activated.dtype)
         scale = sum(weight * part.norm.weight for weight, part in zip(weights.unbind(), parts, strict=True))
         shift = sum(weight * part.norm.bias for weight, part in zip(weights.unbind(), parts, strict=True))
         convolve = conv3d if kernel.dim() == 5 else conv2d
         output = convolve(activated, kernel, padding=[size // 2 for size in reach])
-        return instance_norm(output, weight=scale, bias=shift, eps=parts[0].norm.eps).float()
+        return _at_least_single(instance_norm(output, weight=scale, bias=shift, eps=parts[0].norm.eps))
 
 
 def composed_kernel(convs: Any, steps: Sequence[Step]) -> Tensor:
@@ -182,9 +184,9 @@ class SuperEncoder(LayeredEncoder):
         return _precise(self.alpha).masked_fill(~exists, _ABSENT)
 
     def mixing_weights(self) -> Tensor:
-        """m times softmax(alpha), (layers, E, N), float32."""
+        """m times softmax(alpha), (layers, E, N), in the parameters' own precision."""
         weights = marginals(_precise(self.edge_logits)).unsqueeze(-1) * torch.softmax(self.operation_logits(), -1)
-        return weights.float()
+        return weights.to(self.alpha.dtype)
 
     def forward(self, image: Tensor) -> dict[int, Tensor]:
         """Nodes of the last layer by level, (b, c, *spatial), of images (b, c, *spatial)."""
@@ -202,6 +204,11 @@ class SuperEncoder(LayeredEncoder):
 
 def _precise(parameter: Tensor) -> Tensor:
     return parameter if parameter.device.type == "mps" else parameter.double()
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    """Half types as float32: sums over edges and operations, and their gradients, need it."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class DiNTSSupernet(MultiResolutionNet):
@@ -272,4 +279,5 @@ class DiNTSSupernet(MultiResolutionNet):
         """alpha ~ N(1, 0.01) and x ~ N(0, 0.01) (paper, section 4.1; 0.01 is taken for the standard deviation)."""
         with torch.no_grad():
             for parameter, mean in ((self.encoder.alpha, 1.0), (self.encoder.edge_logits, 0.0)):
-                parameter.copy_(mean + 0.01 * torch.randn(parameter.shape, generator=generator))
+                noise = torch.randn(parameter.shape, generator=generator, device=generator.device)
+                parameter.copy_(mean + 0.01 * noise)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ from nnunet_nas.dints.decoding import discretisation_gap
 from nnunet_nas.dints.drawing import draw_progress, draw_topology
 from nnunet_nas.dints.history import TopologyHistory
 from nnunet_nas.dints.losses import ArchitectureTerms, exact_terms, paper_terms
-from nnunet_nas.dints.memory import MemoryModel, measure_memory
+from nnunet_nas.dints.memory import MIB, MemoryModel, kept_mib, measure_memory
 from nnunet_nas.dints.probabilities import log_feasible, marginals, operation_entropy, pattern_entropy
 from nnunet_nas.dints.selection import Selection, require_budget, select_topology
 from nnunet_nas.dints.settings import DiNTSSettings
 from nnunet_nas.dints.space import Space
 from nnunet_nas.dints.supernet import DiNTSSupernet
 from nnunet_nas.distributed import broadcast
-from nnunet_nas.errors import DataProblem
+from nnunet_nas.errors import DataProblem, EnvironmentProblem
 from nnunet_nas.files import replace_file
 from nnunet_nas.plans import DerivedConfiguration, provenance
 from nnunet_nas.search import BilevelSearchTrainer
@@ -86,16 +87,8 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         del plans_manager
         settings = read_settings(DiNTSSettings, configuration_manager.configuration)
         space = Space(configuration_manager.configuration, settings)
-        network = DiNTSSupernet(
-            input_channels=num_input_channels,
-            num_classes=num_output_channels,
-            blocks=space.blocks,
-            levels=space.search_levels,
-            first_level=space.first_level,
-            num_layers=settings.num_layers,
-            deep_supervision=enable_deep_supervision,
-            fast=settings.supernet == "fast",
-        )
+        network = _supernet(space, settings, num_input_channels, num_output_channels)
+        network.decoder.deep_supervision = enable_deep_supervision
         network.apply(network.initialize)
         network.draw_architecture(torch.Generator().manual_seed(settings.seed))
         return network
@@ -116,6 +109,8 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
             BudgetProblem: below the smallest feasible network.
         """
         self.space = Space(self.configuration_manager.configuration, self.settings)
+        self.space.require_divisible(self.configuration_manager.patch_size)
+        self._require_device_memory()
         self.memory: MemoryModel = measure_memory(
             self.space.blocks,
             self.space.levels,
@@ -136,6 +131,32 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
             f"Training memory at batch {self.planned_batch_size} in float32: full network {full:.0f} MiB, smallest "
             f"{smallest:.0f} MiB, budget {self.budget_mib:.0f} MiB"
         )
+
+    def _require_device_memory(self) -> None:
+        """Says what the search itself needs, before it runs out of memory hours later.
+
+        Raises:
+            EnvironmentProblem: more than the GPU has, even in half precision.
+        """
+        # All layers cost the same: two networks of one and two of them tell the rest.
+        first, second = (self._search_mib(layers) for layers in (1, 2))
+        needed = first + (self.settings.num_layers - 1) * (second - first)
+        self.print_to_log_file(f"The search keeps {needed:.0f} MiB (float32) at batch {self.batch_size}")
+        if self.device.type != "cuda":
+            return
+        available = torch.cuda.get_device_properties(self.device).total_memory / MIB
+        if needed / 2 > available:
+            raise EnvironmentProblem(
+                f"the search needs at least {needed / 2:.0f} MiB, the GPU has {available:.0f}: set first_level=1, a "
+                f"lower search_features or search_batch_size, or supernet=fast, with nnunet_nas set_search -m dints"
+            )
+
+    def _search_mib(self, num_layers: int) -> float:
+        settings = replace(self.settings, num_layers=num_layers)
+        with torch.device("meta"):
+            image = torch.empty(self.batch_size, self.num_input_channels, *self.configuration_manager.patch_size)
+            twin = _supernet(self.space, settings, self.num_input_channels, self.label_manager.num_segmentation_heads)
+        return kept_mib(lambda: twin(image), list(twin.parameters()))
 
     @property
     def has_hard_budget(self) -> bool:
@@ -359,3 +380,16 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
             f"nnUNetv2_train {number} {name} {self.fold}{options}",
             f"nnUNetv2_predict -i INPUT_FOLDER -o OUTPUT_FOLDER -d {number} -c {name} -f {self.fold}{options}",
         ]
+
+
+def _supernet(space: Space, settings: DiNTSSettings, input_channels: int, num_classes: int) -> DiNTSSupernet:
+    return DiNTSSupernet(
+        input_channels=input_channels,
+        num_classes=num_classes,
+        blocks=space.blocks,
+        levels=space.search_levels,
+        first_level=space.first_level,
+        num_layers=settings.num_layers,
+        deep_supervision=True,
+        fast=settings.supernet == "fast",
+    )
