@@ -17,7 +17,20 @@ from collections.abc import Sequence
 from nnunet_nas import __version__
 from nnunet_nas.errors import NasError
 
-COMMANDS = ("select_tiny", "set_search", "transfer", "compare", "info", "ls", "doctor", "ext_path", "phantom", "completion")
+COMMANDS = (
+    "select_tiny",
+    "set_search",
+    "transfer",
+    "compare",
+    "dynamics",
+    "draw",
+    "info",
+    "ls",
+    "doctor",
+    "ext_path",
+    "phantom",
+    "completion",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

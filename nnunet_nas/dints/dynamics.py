@@ -1,0 +1,73 @@
+"""How a DiNTS search arrived at its topology: the recorded numbers, and when every final edge came to stay.
+
+G, entropies and expected memory are the paper's (sections 3.4, 3.5 and 4.4.2); the epochs are our addition.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nnunet_nas.dints.history import TopologyHistory
+from nnunet_nas.dints.topology import edges
+from nnunet_nas.errors import DataProblem
+
+_SERIES = (
+    "gap",
+    "log_feasible",
+    "nll",
+    "pattern_entropy",
+    "operation_entropy",
+    "expected_mib",
+    "selected_mib",
+    "budget_mib",
+)
+
+
+def levels_of(history: TopologyHistory) -> int:
+    """D of a history, from its E = 3D - 2 edges."""
+    return (history.edge_logits.shape[2] + 2) // 3
+
+
+def settled_epochs(selected: np.ndarray) -> np.ndarray:
+    """First epoch from which on an edge has been what it is at the end, (layers, E).
+
+    Args:
+        selected: (t, layers, E).
+    """
+    differs = selected.astype(bool) != selected[-1].astype(bool)
+    last = differs.shape[0] - 1 - np.argmax(differs[::-1], axis=0)
+    return np.where(differs.any(axis=0), last + 1, 0)
+
+
+def analyse_topology(history: TopologyHistory) -> dict[str, Any]:
+    """Plain JSON: every series over the epochs, and all edges with their probability over time.
+
+    Raises:
+        DataProblem: no epoch has finished.
+    """
+    if not len(history):
+        raise DataProblem("the search has not finished an epoch: look again later")
+    probability = 1 / (1 + np.exp(-np.clip(history.edge_logits, -50, 50)))
+    selected, settled = history.selected, settled_epochs(history.selected)
+    arrays = history.arrays()
+    rows = [
+        {
+            "layer": layer,
+            "source": source,
+            "destination": end,
+            "selected": bool(selected[-1, layer, index]),
+            "settled": int(settled[layer, index]),
+            "probability": probability[:, layer, index].round(6).tolist(),
+        }
+        for layer in range(selected.shape[1])
+        for index, (source, end) in enumerate(edges(levels_of(history)))
+    ]
+    series = {name: arrays[name].tolist() for name in _SERIES}
+    return {
+        "epochs": len(history),
+        "weights_only_epochs": int(history.warmup.sum()),
+        **series,
+        "edges": rows,
+    }
