@@ -16,6 +16,7 @@ import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 from nnunet_nas.cli.common import format_table
 from nnunet_nas.environment import find_preprocessed_dataset, folder_from_environment
@@ -54,8 +55,11 @@ def run(args: argparse.Namespace) -> int:
 
     if not path.is_file():
         raise DataProblem(f"{path} does not exist: give the fold_X folder of a search that has finished an epoch")
-    with np.load(path, allow_pickle=False) as content:
-        is_topology = "edge_logits" in content.files
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            is_topology = "edge_logits" in content.files
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise DataProblem(f"{path} is not the history of a search ({type(error).__name__}): give another") from error
     if args.o is not None:
         args.o.mkdir(parents=True, exist_ok=True)
     return _topology(args, path) if is_topology else _cells(args, path)

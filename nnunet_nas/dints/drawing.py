@@ -185,7 +185,8 @@ def _join(axes: Axes, other: Axes) -> None:
 def _draw_losses(axes: Axes, history: TopologyHistory) -> None:
     epochs = np.arange(len(history))
     axes.plot(epochs, history.train_loss, color=BLUE, marker=".", label="training loss")
-    axes.plot(epochs, history.val_loss, color=RED, marker=".", linestyle="--", label="validation loss")
+    if np.isfinite(history.val_loss).any():
+        axes.plot(epochs, history.val_loss, color=RED, marker=".", linestyle="--", label="validation loss")
     axes.set_ylabel("loss")
     axes.set_title("segmentation; grey: network weights only", fontsize=10)
     right = axes.twinx()

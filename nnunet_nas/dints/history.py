@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,7 +114,7 @@ class TopologyHistory:
         try:
             with np.load(path, allow_pickle=False) as content:
                 arrays = {name: content[name] for name in content.files}
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise DataProblem(
                 f"{path} is not the history of a search ({type(error).__name__}): give another"
             ) from error
