@@ -1,14 +1,15 @@
-"""The most probable feasible topology, exactly: Viterbi over sets of active nodes. (Paper, section 3.3.3, Eq. 4.)
+"""The most probable feasible topology, exactly: Viterbi over sets of active nodes (paper, section 3.3.3, Eq. 4).
 
 States are the 2^D - 1 sets of active nodes of a layer. The cheapest pattern with exactly these sources and
 destinations follows from a dynamic programme over levels in O(4^D), no pattern is enumerated. Ties: fewer edges, then
-less memory, then the lexicographically smallest selection (layer by layer, edges in their order, absent before present).
+less memory, then the lexicographically smallest selection: layer by layer, edges in their order, absent before present.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,8 @@ _LARGEST = 1000.0
 _IMPOSSIBLE = np.int64(2**62)
 
 
-class Cost(NamedTuple):
+@dataclass(frozen=True)
+class Cost:
     """What is minimised, in this order; arrays of equal shape, int64.
 
     Attributes:
@@ -32,8 +34,17 @@ class Cost(NamedTuple):
     likelihood: np.ndarray
     memory: np.ndarray
 
-    def __getitem__(self, index: object) -> Cost:  # type: ignore[override]
-        return Cost(self.likelihood[index], self.memory[index])  # type: ignore[index]
+    def at(self, *index: Any) -> Cost:
+        """Both parts at an index, which works as that of an array."""
+        return Cost(self.likelihood[index], self.memory[index])
+
+    def put(self, index: tuple[Any, ...], value: Cost) -> None:
+        """Sets both parts at an index."""
+        self.likelihood[index], self.memory[index] = value.likelihood, value.memory
+
+    def summed(self, axis: int) -> Cost:
+        """Both parts summed over an axis."""
+        return Cost(self.likelihood.sum(axis), self.memory.sum(axis))
 
 
 @dataclass(frozen=True)
@@ -49,9 +60,7 @@ class Decoded:
     nll: float
 
 
-def decode(
-    logits: np.ndarray, levels: int, *, memory: np.ndarray | None = None, outputs: int | None = None
-) -> Decoded:
+def decode(logits: np.ndarray, levels: int, *, memory: np.ndarray | None = None, outputs: int | None = None) -> Decoded:
     """The most probable feasible topology.
 
     Args:
@@ -60,10 +69,12 @@ def decode(
         memory: bytes per layer and edge, (layers, E), for ties; None where it does not matter.
         outputs: set of levels (sum of 2^level) of which the last layer must write at least one; None for any.
     """
-    costs = _edge_costs(logits, memory)
-    pairs = _pair_costs(costs, levels)
     ends = np.arange(1, 2**levels)
     allowed = np.ones(len(ends), bool) if outputs is None else (ends & outputs) != 0
+    if not allowed.any():
+        raise ValueError(f"outputs is {outputs}, which names none of the {levels} levels: the sum of 2^level, or None")
+    costs = _edge_costs(logits, memory)
+    pairs = _pair_costs(costs, levels)
     return _reconstruct(costs, pairs, allowed, levels, logits)
 
 
@@ -71,35 +82,45 @@ def negative_log_likelihood(logits: np.ndarray, selected: np.ndarray) -> float:
     """Sum over layers of -log eta of the selected patterns, nats."""
     logits = np.clip(np.asarray(logits, np.float64), -_LARGEST, _LARGEST)
     absent = -np.logaddexp(0, logits)
-    before = np.cumsum(absent, 1) - absent
+    before = np.pad(np.cumsum(absent[:, :-1], 1), ((0, 0), (1, 0)))
     normaliser = np.logaddexp.reduce(-np.logaddexp(0, -logits) + before, axis=1)
     chosen = np.where(selected, -np.logaddexp(0, -logits), absent)
     return float(np.sum(normaliser) - np.sum(chosen))
 
 
 def most_probable(logits: np.ndarray) -> np.ndarray:
-    """C_max: the most probable pattern of every layer by itself, feasible or not, (layers, E) bool."""
-    selected = np.asarray(logits) > 0
+    """C_max: the most probable pattern of every layer by itself, feasible or not, (layers, E) bool.
+
+    Ties as in `decode`, without memory.
+    """
+    steps = _steps(logits)
+    selected = steps < 0
+    # Where no edge is likely, the likeliest; the last of equal ones is the lexicographically smallest.
+    last = steps.shape[1] - 1 - np.argmin(steps[:, ::-1], 1)
     empty = ~selected.any(1)
-    selected[empty, np.argmax(logits, 1)[empty]] = True
+    selected[empty, last[empty]] = True
     return selected
 
 
 def discretisation_gap(logits: np.ndarray, decoded: Decoded) -> int:
-    """G = sum |C_max - C_top|: edges in which the most probable patterns and the decoded ones differ (section 4.4.2)."""
+    """G = sum |C_max - C_top| (section 4.4.2): edges in which most probable and decoded patterns differ."""
     return int(np.sum(most_probable(logits) != decoded.selected))
 
 
+def _steps(logits: np.ndarray) -> np.ndarray:
+    """Of including an edge rather than leaving it out: -x, since log p - log(1 - p) = x; in steps."""
+    return np.round(-np.clip(np.asarray(logits, np.float64), -_LARGEST, _LARGEST) * _STEP).astype(np.int64)
+
+
 def _edge_costs(logits: np.ndarray, memory: np.ndarray | None) -> Cost:
-    """Of including an edge rather than leaving it out: -x, since log p - log(1 - p) = x."""
-    logits = np.clip(np.asarray(logits, np.float64), -_LARGEST, _LARGEST)
-    steps = np.round(-logits * _STEP).astype(np.int64)
-    factor = 1 << int(logits.size).bit_length()
-    if _LARGEST * _STEP * logits.size * factor >= float(_IMPOSSIBLE):
+    """Of including an edge rather than leaving it out."""
+    steps = _steps(logits)
+    factor = 1 << int(steps.size).bit_length()
+    if _LARGEST * _STEP * steps.size * factor >= float(_IMPOSSIBLE):
         # Only beyond several thousand edges; coarser steps keep the integers in range.
-        shift = int(np.ceil(np.log2(_LARGEST * _STEP * logits.size * factor / float(_IMPOSSIBLE)))) + 1
+        shift = int(np.ceil(np.log2(_LARGEST * _STEP * steps.size * factor / float(_IMPOSSIBLE)))) + 1
         steps >>= shift
-    size = np.zeros(logits.shape, np.int64) if memory is None else np.asarray(np.round(memory), np.int64)
+    size = np.zeros(steps.shape, np.int64) if memory is None else np.asarray(np.round(memory), np.int64)
     return Cost(steps * factor + 1, size)
 
 
@@ -129,18 +150,15 @@ def _impossible(shape: tuple[int, ...]) -> Cost:
     return Cost(np.full(shape, _IMPOSSIBLE), np.zeros(shape, np.int64))
 
 
-def _choices(costs: Cost, level: int, levels: int) -> list[tuple[int, int, Cost]]:
-    """The eight sets of edges that come with a level: bits of (to the finer, from the finer, to itself), flags, cost."""
+@cache
+def _choices(level: int, levels: int) -> tuple[tuple[int, int, list[int]], ...]:
+    """The eight sets of edges that come with a level: bits (to the finer, from the finer, to itself), flags, edges."""
     number = {pair: index for index, pair in enumerate(edges(levels))}
     pairs = [(level, level - 1), (level - 1, level), (level, level)]
-    layers = len(costs.likelihood)
-    found = []
-    for chosen in range(8):
-        own = [number[pair] for bit, pair in enumerate(pairs) if chosen >> bit & 1]
-        likelihood = costs.likelihood[:, own].sum(1) if own else np.zeros(layers, np.int64)
-        memory = costs.memory[:, own].sum(1) if own else np.zeros(layers, np.int64)
-        found.append((chosen, _flags(chosen), Cost(likelihood[:, None], memory[:, None])))
-    return found
+    return tuple(
+        (chosen, _flags(chosen), [number[pair] for bit, pair in enumerate(pairs) if chosen >> bit & 1])
+        for chosen in range(8)
+    )
 
 
 def _flags(chosen: int) -> int:
@@ -152,21 +170,20 @@ def _flags(chosen: int) -> int:
 def _pair_costs(costs: Cost, levels: int) -> Cost:
     """The cheapest pattern of every layer with exactly given sources and destinations: (layers, 2^D, 2^D)."""
     layers = len(costs.likelihood)
-    start = _impossible((layers, 1, 4))
-    own = costs[:, 0:1]
-    for flags, cost in ((0, Cost(np.zeros((layers, 1), np.int64), np.zeros((layers, 1), np.int64))), (3, own)):
-        start.likelihood[:, :, flags], start.memory[:, :, flags] = cost
-    table = start
+    table = _impossible((layers, 1, 4))
+    # Level 0 has its own edge or none: input and output, or neither.
+    for flags, own in ((0, []), (3, [0])):
+        table.put((slice(None), 0, flags), costs.at(slice(None), own).summed(1))
     for level in range(1, levels):
         prefixes = table.likelihood.shape[1]
         following = _impossible((layers, prefixes, 16))
-        for before in range(4):
-            for _, flags, cost in _choices(costs, level, levels):
-                target = 4 * (before | flags & 3) + (flags >> 2)
-                better = _lower(following[:, :, target], _plus(table[:, :, before], cost))
-                following.likelihood[:, :, target], following.memory[:, :, target] = better
-        table = Cost(*(part.reshape(layers, prefixes * 4, 4) for part in following))
-    return Cost(*(_by_node_sets(part, levels) for part in table))
+        for _, flags, own in _choices(level, levels):
+            cost = costs.at(slice(None), own).summed(1).at(slice(None), None)
+            for before in range(4):
+                target = (slice(None), slice(None), 4 * (before | flags & 3) + (flags >> 2))
+                following.put(target, _lower(following.at(*target), _plus(table.at(..., before), cost)))
+        table = Cost(*(part.reshape(layers, prefixes * 4, 4) for part in (following.likelihood, following.memory)))
+    return Cost(_by_node_sets(table.likelihood, levels), _by_node_sets(table.memory, levels))
 
 
 def _by_node_sets(table: np.ndarray, levels: int) -> np.ndarray:
@@ -183,16 +200,17 @@ def _reconstruct(costs: Cost, pairs: Cost, allowed: np.ndarray, levels: int, log
     end = Cost(np.where(allowed, 0, _IMPOSSIBLE), np.zeros(len(allowed), np.int64))
     to_go = [end]
     for layer in reversed(range(1, layers)):
-        following = _plus(pairs[layer, 1:, 1:], to_go[0][None, :])
+        following = _plus(pairs.at(layer, slice(1, None), slice(1, None)), to_go[0].at(None))
         to_go.insert(0, _lowest(following, 1))
     # Every stem is there: the first layer may read any set of levels.
     selected, sources = [], None
     for layer in range(layers):
-        within = _lowest(pairs[layer, 1:, 1:], 0) if sources is None else pairs[layer, sources, 1:]
+        of_layer = pairs.at(layer, slice(1, None), slice(1, None))
+        within = _lowest(of_layer, 0) if sources is None else of_layer.at(sources - 1)
         total = _plus(within, to_go[layer])
         best = _lowest(total, 0)
         tied = np.flatnonzero((total.likelihood == best.likelihood) & (total.memory == best.memory)) + 1
-        row = min(_first_pattern(costs[layer], sources, int(target), levels) for target in tied)
+        row = min(_first_pattern(costs.at(layer), sources, int(target), levels) for target in tied)
         selected.append(row)
         sources = sum({1 << edges(levels)[edge][1] for edge, chosen in enumerate(row) if chosen})
     chosen = np.array(selected, bool)
@@ -207,17 +225,18 @@ def _first_pattern(costs: Cost, sources: int | None, destinations: int, levels: 
         return source_fits and (flags >> 1 & 1) == (destinations >> level & 1)
 
     Key = tuple[int, int, tuple[bool, ...]]
-    own = (int(costs.likelihood[0]), int(costs.memory[0]))
-    table: dict[int, Key] = {0: (0, 0, (False,)), 3: (*own, (True,))}
+    likelihoods, memories = costs.likelihood.tolist(), costs.memory.tolist()
+    table: dict[int, Key] = {0: (0, 0, (False,)), 3: (likelihoods[0], memories[0], (True,))}
     for level in range(1, levels):
         following: dict[int, Key] = {}
         for before, (likelihood, memory, row) in table.items():
-            for chosen, flags, cost in _choices(costs[None], level, levels):
+            for chosen, flags, own in _choices(level, levels):
                 if not fits(level - 1, before | flags & 3):
                     continue
                 # In the order of edges: to the finer level, from it, to itself.
                 bits = tuple(bool(chosen >> bit & 1) for bit in range(3))
-                key = (likelihood + int(cost.likelihood[0, 0]), memory + int(cost.memory[0, 0]), row + bits)
+                total = likelihood + sum(likelihoods[edge] for edge in own)
+                key = (total, memory + sum(memories[edge] for edge in own), row + bits)
                 after = flags >> 2
                 if after not in following or key < following[after]:
                     following[after] = key

@@ -1,9 +1,9 @@
 """Closed forms for the connection patterns of a relaxed topology: no pattern is ever enumerated.
 
-p_e = sigmoid(x_e) per edge; patterns are non-empty sets of edges with product probabilities, renormalised (paper, Eq. 2).
-Every edge has one source and one destination, so what the paper sums over 2^E - 1 patterns factorises over nodes. All
-is in log space and free of differences of nearly equal numbers, so that saturated logits keep finite values and
-gradients. `layers` is L, `edges` E = 3D - 2, node sets are numbered by sum of 2^level.
+p_e = sigmoid(x_e) per edge; patterns are non-empty sets of edges with product probabilities, renormalised (paper,
+Eq. 2). Every edge has one source and one destination, so what the paper sums over 2^E - 1 patterns factorises over
+nodes. All is in log space and free of differences of nearly equal numbers, so that saturated logits keep finite values
+and gradients. `layers` is L, `edges` E = 3D - 2, node sets are numbered by sum of 2^level.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import logsigmoid, pad, softplus
 
 from nnunet_nas.dints.topology import edges
 
@@ -27,8 +27,7 @@ def log_any(logits: Tensor) -> Tensor:
 
     The first edge that is there is summed over; all terms are positive, so that nothing cancels.
     """
-    absent = logsigmoid(-logits)
-    before = torch.cumsum(absent, -1) - absent
+    before = pad(torch.cumsum(logsigmoid(-logits[..., :-1]), -1), (1, 0))
     return torch.logsumexp(logsigmoid(logits) + before, -1)
 
 
@@ -61,7 +60,7 @@ def operation_entropy(logits: Tensor) -> Tensor:
 
 
 def log_activation(logits: Tensor, levels: int, *, end: str) -> Tensor:
-    """Log probability of every set of active nodes of a layer. (Paper, Eq. 6.)
+    """Log probability of every set of active nodes of a layer (paper, Eq. 6).
 
     Args:
         logits: (layers, edges).
@@ -97,24 +96,46 @@ def topology_loss(logits: Tensor, levels: int) -> Tensor:
 
 
 @cache
-def _transitions() -> Tensor:
-    """Of the level-by-level recursion: for every (flags before, flags final, flags after), which of 32 terms lead there.
+def _transitions() -> list[list[list[int]]]:
+    """Of the level-by-level recursion: which sets of edges lead from flags before to flags final and after.
 
     A level's two flags say whether its source and its destination have an edge so far. Three edges come with the next
-    level: (0) from it to this one, (1) from this one to it, (2) from it to itself. Term = 8 * flags before + edges.
+    level: (bit 0) from it to this one, (1) from this one to it, (2) from it to itself.
 
     Returns:
-        (16, n) indices of terms, 32 for none; row = 4 * flags final + flags after.
+        (4, 16, n) sets of edges, 8 for none: [flags before, 4 * flags final + flags after].
     """
-    rows: list[list[int]] = [[] for _ in range(16)]
+    found: list[list[list[int]]] = [[[] for _ in range(16)] for _ in range(4)]
     for before in range(4):
         for chosen in range(8):
             up, down, same = chosen & 1, chosen >> 1 & 1, chosen >> 2 & 1
             final = before | down | up << 1
             after = (up | same) | (down | same) << 1
-            rows[4 * final + after].append(8 * before + chosen)
-    longest = max(map(len, rows))
-    return torch.tensor([row + [32] * (longest - len(row)) for row in rows])
+            found[before][4 * final + after].append(chosen)
+    longest = max(len(sets) for row in found for sets in row)
+    return [[sets + [8] * (longest - len(sets)) for sets in row] for row in found]
+
+
+def _log_steps(present: Tensor, absent: Tensor, levels: int) -> Tensor:
+    """Log probability of every transition of the recursion.
+
+    Args:
+        present: log p, (layers, edges).
+        absent: log (1 - p), (layers, edges).
+        levels: D.
+
+    Returns:
+        (levels - 1, 4, 16, layers, 1, 1): [level - 1, flags before, 4 * flags final + flags after].
+    """
+    number = {pair: index for index, pair in enumerate(edges(levels))}
+    own = [[number[level, level - 1], number[level - 1, level], number[level, level]] for level in range(1, levels)]
+    device = present.device
+    included = torch.tensor([[chosen >> bit & 1 for bit in range(3)] for chosen in range(8)], device=device).bool()
+    # (layers, levels - 1, 8), and one impossible set for padding.
+    sets = torch.where(included, present[:, own].unsqueeze(2), absent[:, own].unsqueeze(2)).sum(-1)
+    sets = pad(sets, (0, 1), value=_IMPOSSIBLE)
+    steps = torch.logsumexp(sets[..., torch.tensor(_transitions(), device=device)], -1)
+    return steps.permute(1, 2, 3, 0)[..., None, None]
 
 
 def log_pair_weights(logits: Tensor, levels: int) -> Tensor:
@@ -127,32 +148,25 @@ def log_pair_weights(logits: Tensor, levels: int) -> Tensor:
     Returns:
         (layers, 2^D - 1, 2^D - 1): [layer, sources - 1, destinations - 1].
     """
-    number = {pair: index for index, pair in enumerate(edges(levels))}
     present, absent = logsigmoid(logits), logsigmoid(-logits)
-    impossible = torch.full_like(absent[:, :1], _IMPOSSIBLE)
-    # Flags of level 0 by its own edge: none, or source and destination.
-    own = number[0, 0]
-    table = torch.stack((absent[:, own], impossible[:, 0], impossible[:, 0], present[:, own]), -1).unsqueeze(1)
-    terms = _transitions().to(logits.device)
-    for level in range(1, levels):
-        three = [number[level, level - 1], number[level - 1, level], number[level, level]]
-        choice = torch.zeros_like(impossible)
-        for edge in three:
-            choice = torch.cat((choice + absent[:, edge, None], choice + present[:, edge, None]), -1)
-        # (layers, prefixes, 32) and one impossible term for padding.
-        all_terms = (table.unsqueeze(-1) + choice[:, None, None, :]).flatten(2)
-        padded = torch.cat((all_terms, torch.full_like(all_terms[..., :1], _IMPOSSIBLE)), -1)
-        table = torch.logsumexp(padded[..., terms], -1).unflatten(-1, (4, 4)).flatten(1, 2)
-    return _by_node_sets(table.flatten(1), levels)
+    # Flags of the last level so far, layers, sets of sources and of destinations among the levels before it. Level 0
+    # has its own edge or none: source and destination, or neither.
+    impossible = torch.full_like(absent[:, 0], _IMPOSSIBLE)
+    table = torch.stack((absent[:, 0], impossible, impossible, present[:, 0])).unflatten(1, (-1, 1, 1))
+    for step in _log_steps(present, absent, levels) if levels > 1 else ():
+        finals = []
+        for final in range(4):
+            # Edges are only ever added.
+            before = [flags for flags in range(4) if flags | final == final]
+            finals.append(torch.logsumexp(table[before, None] + step[before, 4 * final : 4 * final + 4], 0))
+        table = _by_sets(finals)
+    return _by_sets(list(table))[:, 1:, 1:]
 
 
-def _by_node_sets(table: Tensor, levels: int) -> Tensor:
-    """Reorders (layers, 4^D), digits of level 0 first, each (destination flag, source flag), to node sets."""
-    split = table.unflatten(-1, (2, 2) * levels)
-    destinations = [1 + 2 * level for level in reversed(range(levels))]
-    sources = [2 + 2 * level for level in reversed(range(levels))]
-    sets = split.permute(0, *sources, *destinations).reshape(len(table), 2**levels, 2**levels)
-    return sets[:, 1:, 1:]
+def _by_sets(by_flags: list[Tensor]) -> Tensor:
+    """(..., sources, destinations) of each value of a level's flags to sets that include this level."""
+    none, source, destination, both = by_flags
+    return torch.cat((torch.cat((none, destination), -1), torch.cat((source, both), -1)), -2)
 
 
 def log_feasible(logits: Tensor, levels: int) -> Tensor:

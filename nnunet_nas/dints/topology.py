@@ -45,7 +45,7 @@ def activated(selected: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray
 
 
 def infeasible_node(selected: np.ndarray, levels: int) -> str | None:
-    """What makes a topology infeasible, in words; None if nothing does. (Paper, section 3.3.3.)
+    """What makes a topology infeasible, in words; None if nothing does (paper, section 3.3.3).
 
     A node between two layers must have both an input and an output, or neither; every layer has an edge.
 
@@ -91,7 +91,7 @@ class Topology:
         return Topology(
             levels,
             tuple(
-                {pairs[edge]: names[edge] for edge in np.flatnonzero(row)}
+                {pair: name for pair, name, chosen in zip(pairs, names, row, strict=True) if chosen}
                 for row, names in zip(selected, operations, strict=True)
             ),
         )
@@ -130,7 +130,10 @@ class Topology:
             raise DataProblem('a topology is {"levels": D, "layers": [{"0->1": "conv", ...}, ...]}: mend the plans')
         levels, layers = content["levels"], content["layers"]
         if type(levels) is not int or levels < 1 or not isinstance(layers, list):
-            raise DataProblem(f"topology: levels must be a positive integer and layers a list, not {levels!r}, ...")
+            raise DataProblem(
+                f"topology: levels must be a positive integer and layers a list of dictionaries, not {levels!r} and "
+                f"{layers!r}: mend the plans"
+            )
         return Topology(levels, tuple(_layer(number, layer, levels) for number, layer in enumerate(layers)))
 
 
