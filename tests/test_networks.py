@@ -106,6 +106,20 @@ def with_topology(name, geometry, cap):
     return dataclasses.replace(plain, architecture=architecture)
 
 
+def with_skip_modules(name, geometry, cap):
+    """A published module in every skip connection; over both kinds of U-Net."""
+    plain = spec("ResidualEncoderUNet" if name == "nested" else "PlainConvUNet", geometry, cap)
+    kwargs = {
+        **plain.architecture["arch_kwargs"],
+        "backbone": plain.architecture["network_class_name"],
+        "skip_module": name,
+    }
+    network = "nnunet_nas.skips.network.SkipModuleUNet"
+    return dataclasses.replace(
+        plain, architecture={**plain.architecture, "network_class_name": network, "arch_kwargs": kwargs}
+    )
+
+
 BACKBONES = ("PlainConvUNet", "ResidualEncoderUNet")
 
 
@@ -113,7 +127,8 @@ BACKBONES = ("PlainConvUNet", "ResidualEncoderUNet")
     params=[
         (build, n, g, c) for n in BACKBONES for g in GEOMETRY for build, c in ((spec, 8), (spec, 1), (with_cells, 8))
     ]
-    + [(with_topology, n, g, 8) for n in ("whole", "path", "half") for g in GEOMETRY],
+    + [(with_topology, n, g, 8) for n in ("whole", "path", "half") for g in GEOMETRY]
+    + [(with_skip_modules, n, g, 8) for n in ("attention", "residual_attention", "nested") for g in GEOMETRY],
     ids=lambda case: f"{case[0].__name__}-{case[1]}-{case[2]}-{case[3]}",
 )
 def network_spec(request):
@@ -192,7 +207,9 @@ def test_it_exports(network_spec):
     )
 
 
-@pytest.mark.parametrize(("build", "name"), [(with_cells, "PlainConvUNet"), (with_topology, "whole")])
+@pytest.mark.parametrize(
+    ("build", "name"), [(with_cells, "PlainConvUNet"), (with_topology, "whole"), (with_skip_modules, "nested")]
+)
 def test_our_networks_are_one_graph_for_the_compiler(build, name):
     described = build(name, "2d", 8)
     network = build_network(described, seed=1)

@@ -21,6 +21,7 @@ COMMANDS = (
     "select_tiny",
     "set_search",
     "transfer",
+    "add_skip",
     "compare",
     "dynamics",
     "draw",

@@ -7,19 +7,17 @@ with it wherever `nnunet_nas` is installed. Only what the topology reaches is bu
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from dynamic_network_architectures.architectures.abstract_arch import AbstractDynamicNetworkArchitectures
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 from torch import Tensor, nn
 
+from nnunet_nas.blocks import Blocks, conv_feature_map_size
 from nnunet_nas.dints.operations import (
     SKIP,
-    Blocks,
     Convolutions,
     Level,
     Resample,
@@ -162,18 +160,7 @@ class MultiResolutionNet(AbstractDynamicNetworkArchitectures):
         Raises:
             ValueError: not one number per axis.
         """
-        if len(input_size) != self.dimensions:
-            raise ValueError(
-                f"input_size is the spatial shape of a patch, {self.dimensions} numbers, not {list(input_size)}"
-            )
-        twin = copy.deepcopy(self).to("meta")
-        sizes: list[int] = []
-        for module in twin.modules():
-            if isinstance(module, (nn.Conv2d, nn.Conv3d)):
-                module.register_forward_hook(lambda _module, _inputs, output: sizes.append(output[0].numel()))
-        with torch.no_grad():
-            twin(torch.empty(1, self.input_channels, *input_size, device="meta"))
-        return np.int64(sum(sizes))
+        return conv_feature_map_size(self, self.input_channels, input_size, self.dimensions)
 
     @staticmethod
     def initialize(module: nn.Module) -> None:

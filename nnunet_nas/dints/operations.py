@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from nnunet_nas.blocks import Blocks
 from nnunet_nas.errors import DataProblem
 
 # One convolution: kernel and dilation per axis (z y x, or y x).
@@ -53,53 +53,6 @@ def operation_steps(kernel: Sequence[int]) -> dict[str, tuple[Step, ...]]:
             if all(max(part) > 1 for part in parts):
                 found[name] = tuple((part, 1) for part in parts)
     return found
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """Makes layers as the plans say; nnU-Net's vocabulary.
-
-    Attributes:
-        conv_op: `nn.Conv2d` or `nn.Conv3d`.
-        conv_bias: whether convolutions have a bias.
-        norm_op: normalisation class, or None.
-        norm_op_kwargs: its arguments.
-        nonlin: activation class, or None.
-        nonlin_kwargs: its arguments.
-    """
-
-    conv_op: type[nn.Module]
-    conv_bias: bool
-    norm_op: type[nn.Module] | None
-    norm_op_kwargs: dict[str, Any] | None
-    nonlin: type[nn.Module] | None
-    nonlin_kwargs: dict[str, Any] | None
-
-    @property
-    def dimensions(self) -> int:
-        """2 or 3."""
-        return int(convert_conv_op_to_dim(self.conv_op))
-
-    def conv(
-        self, inputs: int, outputs: int, kernel: Sequence[int], stride: int | Sequence[int] = 1, dilation: int = 1
-    ) -> nn.Module:
-        """A convolution that keeps the size, or divides it by the stride."""
-        padding = [dilation * (k // 2) for k in kernel]
-        arguments: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "bias": self.conv_bias}
-        return self.conv_op(inputs, outputs, tuple(kernel), **arguments)
-
-    def norm(self, channels: int) -> nn.Module:
-        """A normalisation."""
-        return nn.Identity() if self.norm_op is None else self.norm_op(channels, **(self.norm_op_kwargs or {}))
-
-    def activation(self, *, shared: bool) -> nn.Module:
-        """An activation; never in place where something else reads its input, whatever the plans say."""
-        if self.nonlin is None:
-            return nn.Identity()
-        kwargs = dict(self.nonlin_kwargs or {})
-        if shared and "inplace" in kwargs:
-            kwargs["inplace"] = False
-        return self.nonlin(**kwargs)
 
 
 @dataclass(frozen=True)

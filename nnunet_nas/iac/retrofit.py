@@ -26,6 +26,9 @@ from nnunet_nas.plans import resolve_configuration, staleness
 from nnunet_nas.search import InheritedAugmentation
 from nnunet_nas.settings import read_settings
 
+# Methods whose configurations put modules into the skips of a trained backbone.
+_RETROFITTED = ("iac", "iac_lth", "skip")
+
 
 class nnUNetTrainerIACRetrofit(InheritedAugmentation):
     """Trains cell weights with nnU-Net's loss, optimiser and schedule; everything else stays as the backbone had it."""
@@ -166,8 +169,12 @@ def _searched(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
         DataProblem: the configuration has no cells, or its base has changed since.
     """
     record: dict[str, Any] = plans["configurations"].get(configuration, {}).get("nas") or {}
-    if record.get("method") not in ("iac", "iac_lth"):
-        ours = [name for name, entry in plans["configurations"].items() if entry.get("nas", {}).get("search_folder")]
+    if record.get("method") not in _RETROFITTED:
+        ours = [
+            name
+            for name, entry in plans["configurations"].items()
+            if entry.get("nas", {}).get("method") in _RETROFITTED
+        ]
         raise DataProblem(
             f"configuration {configuration} has no searched cells; search them with -tr nnUNetTrainerIACLTHSearch, or "
             f"choose one of: {', '.join(ours) or 'none yet'}"

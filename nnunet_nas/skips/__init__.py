@@ -1,0 +1,1 @@
+"""Skip connections to compare with: attention gates, residual attention, nested dense skips."""
