@@ -163,7 +163,7 @@ def _without_chatter() -> Iterator[None]:
         yield
 
 
-def build_without_weights(spec: NetworkSpec) -> nn.Module:
+def build_without_weights(spec: NetworkSpec, *, deep_supervision: bool = False) -> nn.Module:
     """The network on torch's `meta` device: shapes only, no memory and no time, for counting."""
     with torch.device("meta"):
-        return build_network(spec)
+        return build_network(spec, deep_supervision=deep_supervision)

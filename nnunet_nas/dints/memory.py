@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from nnunet_nas.blocks import Blocks
 from nnunet_nas.dints.network import ChainDecoder, Edge
-from nnunet_nas.dints.operations import OPERATIONS, SKIP, Blocks, Level, Stem, operation_steps
+from nnunet_nas.dints.operations import OPERATIONS, SKIP, Level, Stem, operation_steps
 from nnunet_nas.dints.probabilities import log_any, marginals
 from nnunet_nas.dints.topology import Topology, edges
 

@@ -22,13 +22,17 @@ _IMPOSSIBLE = -1e30
 _TINY = -35.0
 
 
+def _log_none_before(logits: Tensor) -> Tensor:
+    """Log probability that none of the edges before each one is there."""
+    return pad(torch.cumsum(logsigmoid(-logits[..., :-1]), -1), (1, 0))
+
+
 def log_any(logits: Tensor) -> Tensor:
     """log(1 - prod(1 - p)) over the last dimension: at least one of the edges is there.
 
     The first edge that is there is summed over; all terms are positive, so that nothing cancels.
     """
-    before = pad(torch.cumsum(logsigmoid(-logits[..., :-1]), -1), (1, 0))
-    return torch.logsumexp(logsigmoid(logits) + before, -1)
+    return torch.logsumexp(logsigmoid(logits) + _log_none_before(logits), -1)
 
 
 def log_none(logits: Tensor) -> Tensor:
@@ -44,13 +48,16 @@ def marginals(logits: Tensor) -> Tensor:
 def pattern_entropy(logits: Tensor) -> Tensor:
     """Entropy of the connection patterns of every layer, (layers,), nats.
 
-    log Z + (sum_e h(p_e) + q log q) / Z, rearranged so that Z divides nothing that vanishes with it.
+    log Z + (sum_e h(p_e) + q log q) / Z, rearranged so that Z divides nothing that vanishes with it, and that log Z,
+    large where all edges are improbable, is multiplied by 1 - sum_e m_e, which is then small, without a difference.
     """
-    weight = marginals(logits)
+    log_z = log_any(logits).unsqueeze(-1)
+    log_weight = logsigmoid(logits) - log_z
     # -log(1 - p) / p: goes to 1 for p -> 0.
     ratio = softplus(logits.clamp(min=_TINY)) / torch.sigmoid(logits.clamp(min=_TINY))
     kept = torch.sigmoid(-logits) - torch.exp(log_none(logits)).unsqueeze(-1)
-    return log_any(logits) - (weight * logsigmoid(logits)).sum(-1) + (weight * ratio * kept).sum(-1)
+    others = log_z * torch.expm1(_log_none_before(logits))
+    return (log_weight.exp() * (others - log_weight + ratio * kept)).sum(-1)
 
 
 def operation_entropy(logits: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from typing import Any
 from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
 
 from nnunet_nas.architecture import import_arguments
+from nnunet_nas.blocks import Blocks
 from nnunet_nas.dints.network import FEWEST_STAGES
-from nnunet_nas.dints.operations import OPERATIONS, Blocks, Level, make_levels
+from nnunet_nas.dints.operations import OPERATIONS, Level, make_levels
 from nnunet_nas.dints.settings import DiNTSSettings
 from nnunet_nas.errors import DataProblem
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv3d, instance_norm, pad
 
+from nnunet_nas.blocks import Blocks
 from nnunet_nas.dints.network import ChainDecoder, LayeredEncoder, MultiResolutionNet
 from nnunet_nas.dints.operations import (
     OPERATIONS,
     SKIP,
-    Blocks,
     Convolutions,
     Level,
     Resample,

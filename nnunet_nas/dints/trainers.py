@@ -12,6 +12,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import autocast, nn
 
+from nnunet_nas.architecture import NetworkSpec, build_without_weights
 from nnunet_nas.dints.decoding import discretisation_gap
 from nnunet_nas.dints.drawing import draw_progress, draw_topology
 from nnunet_nas.dints.history import TopologyHistory
@@ -353,10 +354,11 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         folder, name = Path(self.output_folder), self.result_name()
         replace_file(folder / TOPOLOGY, json.dumps(content, indent=4).encode())
         draw_topology(found.topology, folder / "topology.png", first_level=self.space.first_level, title=name)
+        counted = self._counted_mib(content)
         price = f", at {found.price:.3g} nats per MiB to meet the budget" if found.price else ""
         self.print_to_log_file(
-            f"Topology: {int(found.decoded.selected.sum())} edges, predicted training memory {found.mib:.0f} MiB of "
-            f"{self.budget_mib:.0f} MiB{price}"
+            f"Topology: {int(found.decoded.selected.sum())} edges, predicted training memory {found.mib:.1f} MiB of "
+            f"{self.budget_mib:.1f} MiB{price}; counted on the built network: {counted:.1f} MiB"
         )
         record = provenance(
             method=self.settings.method,
@@ -366,10 +368,23 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
             fold=self.fold,
         )
         record["search_folder"] = f"{Path(self.output_folder_base).name}/fold_{self.fold}"
-        record["predicted_training_mib"] = round(found.mib, 3)
+        record["training_mib"] = {"predicted": round(found.mib, 3), "counted": round(counted, 3)}
         return [
             DerivedConfiguration(name, self.configuration_name, {"architecture": self.space.network(content)}, record)
         ]
+
+    def _counted_mib(self, topology: dict[str, Any]) -> float:
+        """MiB that autograd keeps when the found network is trained as planned, counted without arithmetic."""
+        spec = NetworkSpec(
+            self.space.network(topology),
+            self.num_input_channels,
+            self.label_manager.num_segmentation_heads,
+            tuple(self.configuration_manager.patch_size),
+            self.planned_batch_size,
+        )
+        network = build_without_weights(spec, deep_supervision=True)
+        image = torch.empty(self.planned_batch_size, spec.input_channels, *spec.patch_size, device="meta")
+        return kept_mib(lambda: network(image), list(network.parameters()))
 
     def next_steps(self) -> list[str]:
         """Train the network that was found, then predict; no trainer and no environment variable."""
