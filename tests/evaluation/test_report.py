@@ -1,0 +1,216 @@
+"""From evaluated models to tables: undefined values, corrections, combinations, and the forms that are printed."""
+
+import csv
+import json
+import math
+
+import pytest
+
+from nnunet_nas.errors import DataProblem
+from nnunet_nas.evaluation import tables as texts
+from nnunet_nas.evaluation.costs import Cost
+from nnunet_nas.evaluation.report import (
+    FOREGROUND,
+    Group,
+    Metric,
+    Report,
+    combine,
+    compare_group,
+    letter,
+    notes_on,
+    settings_json,
+    split_by_fold,
+)
+from nnunet_nas.evaluation.summaries import read_evaluated_folder, read_trained_model
+
+DICE = Metric("Dice", "", higher_is_better=True, margin=0.01, digits=4)
+NAN = math.nan
+
+
+@pytest.fixture
+def group(tmp_path, write_summary):
+    """Makes a group of models from `{case: {class: Dice}}` of each."""
+
+    def make(*models):
+        read = []
+        for position, cases in enumerate(models):
+            folder = write_summary(tmp_path / f"model_{position}", cases)
+            read.append(read_evaluated_folder(folder, folder.name))
+        return Group("", "", read, sorted(models[0]))
+
+    return make
+
+
+@pytest.fixture
+def folds(results, write_summary):
+    """Two models of three folds with four cases each; the second one gains 0.02, loses 0.01, and gains 0.01."""
+    models = []
+    for name, gains in (("A__P__2d", (0, 0, 0)), ("B__P__2d", (0.02, -0.01, 0.01))):
+        for fold, gain in enumerate(gains):
+            cases = {f"case_{fold}{number}": {1: 0.5 + number / 100 + gain} for number in range(4)}
+            write_summary(results / name / f"fold_{fold}" / "validation", cases)
+        (results / name / "dataset.json").write_text("{}")
+        models.append(read_trained_model(results / name, name, ["0", "1", "2"]))
+    return Group("Dataset011_Fake", "", models, sorted(models[0].cases))
+
+
+def rows_of(table):
+    return {row.key: row for row in table.rows}
+
+
+def report_of(group, tables):
+    costs = [Cost(None, None, "unknown") for _ in group.models]
+    return Report([group], [costs], tables, combine(tables), notes_on(tables), settings_json(seed=0, tolerance=1.0))
+
+
+def test_one_class_is_its_own_foreground_mean(group):
+    (table,) = compare_group(group({"a": {1: 0.5}, "b": {1: 0.6}}, {"a": {1: 0.6}, "b": {1: 0.8}}), DICE, seed=0)
+    assert [row.key for row in table.rows] == ["1"]
+    assert table.overall.comparison.difference == pytest.approx(0.15)
+    assert table.overall.p_holm == table.overall.comparison.p_value
+
+
+def test_the_foreground_mean_is_over_classes_that_both_models_have(group):
+    first = {"a": {1: 0.8, 2: 0.6}, "b": {1: 0.8, 2: NAN}, "c": {1: 0.8, 2: NAN}, "d": {1: NAN, 2: NAN}}
+    second = {"a": {1: 0.9, 2: 0.7}, "b": {1: 0.6, 2: NAN}, "c": {1: 0.8, 2: 0.0}, "d": {1: NAN, 2: NAN}}
+    (table,) = compare_group(group(first, second), DICE, seed=0)
+    rows = rows_of(table)
+    assert list(rows) == [FOREGROUND, "1", "2"]
+    assert list(rows[FOREGROUND].first) == pytest.approx([0.7, 0.8, 0.8])
+    assert list(rows[FOREGROUND].second) == pytest.approx([0.8, 0.6, 0.8])
+    assert (rows["2"].cases, rows["2"].undefined, rows["2"].one_sided) == (["a"], ["b", "d"], ["c"])
+
+
+def test_cases_without_a_value_are_counted_and_named(group):
+    models = group({"a": {1: 0.8}, "b": {1: NAN}, "c": {1: NAN}}, {"a": {1: 0.7}, "b": {1: NAN}, "c": {1: 0.0}})
+    notes = notes_on(compare_group(models, DICE, seed=0))
+    assert len(notes) == 2
+    assert "neither in the label nor predicted in 1 case(s), which are not used: b" in notes[0]
+    assert "only one of the models predicts it in 1 case(s), which are not used: c" in notes[1]
+
+
+def test_a_class_that_no_case_has(group):
+    models = group({"a": {1: 0.8, 2: NAN}, "b": {1: 0.7, 2: NAN}}, {"a": {1: 0.7, 2: NAN}, "b": {1: 0.7, 2: NAN}})
+    (table,) = compare_group(models, DICE, seed=0)
+    assert rows_of(table)["2"].comparison is None
+    assert rows_of(table)["2"].p_holm is None
+    assert texts.comparison_cells(rows_of(table)["2"], DICE) == ["class 2", "0", *["-"] * 10]
+    # Nothing in the printed forms may be a NaN, which JSON does not know.
+    json.dumps(report_of(models, [table]).to_json(), allow_nan=False)
+    assert "nan" not in texts.comparison_csv([table])
+
+
+def test_holm_is_over_classes_and_for_the_foreground_mean_over_models(group):
+    cases = range(5)
+    first = {f"c{case}": {1: 0.5, 2: 0.5} for case in cases}
+    second = {f"c{case}": {1: 0.6 + case / 100, 2: 0.5 + (-1) ** case * case / 100} for case in cases}
+    tables = compare_group(group(first, second, second), DICE, seed=0)
+    rows = rows_of(tables[0])
+    # All five cases better: p = 2/32. Holm doubles the smaller p-value of two classes.
+    assert rows["1"].comparison.p_value == pytest.approx(2 / 32)
+    assert rows["1"].p_holm == pytest.approx(4 / 32)
+    assert rows["2"].p_holm == rows["2"].comparison.p_value
+    assert [table.overall.p_holm for table in tables] == pytest.approx([4 / 32, 4 / 32])
+
+
+def test_models_against_the_same_first_one_are_not_independent(group):
+    first = {f"c{case}": {1: 0.5} for case in range(5)}
+    better = {f"c{case}": {1: 0.6 + case / 100} for case in range(5)}
+    worse = {f"c{case}": {1: 0.4 - case / 100} for case in range(5)}
+    (combined,) = combine(compare_group(group(first, better, worse), DICE, seed=0))
+    q = (2 / 32) ** 2
+    assert combined.p_value == pytest.approx(q * (1 - math.log(q)))
+    assert (combined.gains, combined.losses, combined.independent) == (1, 1, False)
+    assert texts.combined_cells(combined)[-1].endswith("+")
+
+
+def test_folds_are_compared_one_by_one_and_combined(folds):
+    parts = split_by_fold(folds)
+    assert [(part.fold, len(part.cases)) for part in parts] == [("fold_0", 4), ("fold_1", 4), ("fold_2", 4)]
+    tables = [table for part in parts for table in compare_group(part, DICE, seed=0)]
+    assert [table.overall.comparison.difference for table in tables] == pytest.approx([0.02, -0.01, 0.01])
+    (combined,) = combine(tables)
+    # Four cases of one sign: p = 2/16 each; chi-squared with 6 degrees: exp(-x/2) (1 + x/2 + (x/2)^2 / 2).
+    half = -3 * math.log(2 / 16)
+    assert combined.p_value == pytest.approx(math.exp(-half) * (1 + half + half**2 / 2))
+    assert (combined.what, combined.gains, combined.losses) == ("B - A over 3 folds", 2, 1)
+    assert combined.independent
+
+
+def test_folds_of_different_splits_are_not_compared_one_by_one(folds, results, write_summary):
+    for fold, cases in (("0", ("case_10", "x")), ("1", ("case_00",))):
+        write_summary(results / "C__P__2d" / f"fold_{fold}" / "validation", {case: {1: 0.5} for case in cases})
+    other = read_trained_model(results / "C__P__2d", "C__P__2d", ["0", "1"])
+    with pytest.raises(DataProblem, match="case case_00 was validated in fold_0 and fold_1, depending on the model"):
+        split_by_fold(Group("", "", [folds.models[0], other], ["case_00", "case_10"]))
+
+
+def test_titles_say_which_cases(folds, group):
+    assert folds.title == "Dataset011_Fake, validation of folds 0, 1, 2"
+    assert split_by_fold(folds)[1].title == "Dataset011_Fake, validation of fold 1"
+    assert group({"a": {1: 0.5}}, {"a": {1: 0.5}}).title == "predictions"
+
+
+def test_letters():
+    assert [letter(position) for position in (0, 1, 25, 26)] == ["A", "B", "Z", "M27"]
+
+
+# Printed forms
+
+
+@pytest.fixture
+def table(group):
+    """Two classes, four cases, of which one has no value."""
+    first = {"a": {1: 0.5, 2: 0.5}, "b": {1: 0.6, 2: 0.5}, "c": {1: 0.7, 2: NAN}, "d": {1: 0.75, 2: 0.5}}
+    second = {"a": {1: 0.6, 2: 0.5}, "b": {1: 0.7, 2: 0.5}, "c": {1: 0.7, 2: NAN}, "d": {1: 0.5, 2: 0.5}}
+    return compare_group(group(first, second), DICE, seed=0)[0]
+
+
+def test_text(table):
+    cells = texts.comparison_cells(rows_of(table)["1"], DICE)
+    assert len(cells) == len(texts.comparison_header(table))
+    assert cells[:5] == ["class 1", "4", "0.6375", "0.6250", "-0.0125"]
+    assert cells[6] == "2/1/1"
+    assert texts.comparison_header(table)[-1] == "within ±0.01"
+
+
+def test_an_interval_that_is_not_bca_is_marked(table):
+    cells = texts.comparison_cells(rows_of(table)["2"], DICE)
+    assert cells[5] == "[+0.0000, +0.0000]*"
+    assert cells[-1] == "equivalent"
+
+
+def test_csv(table):
+    rows = list(csv.DictReader(texts.comparison_csv([table]).splitlines()))
+    assert [row["name"] for row in rows] == [FOREGROUND, "class 1", "class 2"]
+    assert float(rows[1]["difference"]) == pytest.approx(-0.0125)
+    assert (rows[2]["interval"], rows[2]["verdict"], rows[2]["undefined_in_both"]) == ("percentile", "equivalent", "1")
+    cases = list(csv.DictReader(texts.cases_csv([table]).splitlines()))
+    assert len(cases) == 4 + 4 + 3
+    values = {(row["class"], row["case"]): (row["first_value"], row["second_value"]) for row in cases}
+    assert values["1", "d"] == ("0.75", "0.5")
+
+
+def test_latex(table):
+    lines = texts.comparison_latex(table).splitlines()
+    assert lines[0].startswith("% predictions: Dice; A = model_0, B = model_1")
+    body = lines[lines.index(r"\midrule") + 1 : lines.index(r"\bottomrule")]
+    columns = len("lrrrrcrrrrrl")
+    assert [line.count(" & ") for line in body] == [columns - 1] * 3
+    assert lines[3].count(" & ") == columns - 1
+    assert r"$-$0.0125" in body[1]
+
+
+def test_json_is_complete(table):
+    content = report_of(table.group, [table]).to_json()
+    (comparison,) = content["comparisons"]
+    row = comparison["rows"][1]
+    assert (comparison["first"], comparison["second"]) == ("model_0", "model_1")
+    assert (row["won"], row["lost"], row["tied"], row["equivalence"]["margin"]) == (2, 1, 1, 0.01)
+    assert set(row["interval"]) == {"low", "high", "confidence", "method"}
+    assert content["cases"] == {"": ["a", "b", "c", "d"]}
+
+
+@pytest.mark.parametrize(("p_value", "text"), [(0.04321, "0.043"), (1.0, "1"), (3e-7, "3e-07"), (1e-12, "<1e-10")])
+def test_p_values_have_two_digits(p_value, text):
+    assert texts.p_text(p_value) == text
