@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from nnunet_nas.blocks import Blocks
 from nnunet_nas.dints.operations import (
     OPERATIONS,
     SKIP,
-    Blocks,
     Convolutions,
     Level,
     Resample,
