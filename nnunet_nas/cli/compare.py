@@ -254,7 +254,7 @@ def _write(report: Report, folder: Path) -> None:
 
 def _next_command(report: Report, args: argparse.Namespace) -> str:
     """Predict with the cheapest model that is not known to be worse, or validate what could settle the question."""
-    from nnunet_nas.evaluation.summaries import validation_command
+    from nnunet_nas.evaluation.summaries import evaluated_folds, validation_command
 
     group, costs = report.groups[0], report.costs[0]
     if not group.dataset or any(not model.folds for model in group.models):
@@ -262,10 +262,11 @@ def _next_command(report: Report, args: argparse.Namespace) -> str:
         return shlex.join(
             ["nnunet_nas", "compare", "-m", *args.m, *reference, "-metrics", *METRICS, "-o", "comparison"]
         )
-    verdicts = _verdicts(report)
-    missing = [fold for fold in "01234" if f"fold_{fold}" not in group.models[0].folds]
-    if list(verdicts.values()) == ["unclear"] and missing and group.models[0].home is not None:
-        return validation_command(group.models[0].home, missing[0])
+    verdicts, first = _verdicts(report), group.models[0].home
+    if list(verdicts.values()) == ["unclear"] and first is not None:
+        missing = [fold for fold in "01234" if fold not in evaluated_folds(first)]
+        if missing:
+            return validation_command(first, missing[0])
     good = [
         0,
         *(position for position, verdict in verdicts.items() if verdict in ("equivalent", "better", "not worse")),
