@@ -16,7 +16,6 @@ USAGE
 
 [ $# -ge 3 ] || { usage >&2; exit 2; }
 dataset=$1 configuration=$2 fold=$3 device=${4:-cuda} backbone=${5:-nnUNetTrainer}
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # Trainers of one's own stay visible.
 nnUNet_extTrainer=$(nnunet_nas ext_path)${nnUNet_extTrainer:+:$nnUNet_extTrainer}
 export nnUNet_extTrainer
@@ -53,5 +52,5 @@ done
 predict "$configuration" "$backbone"
 for cells in "$found" "${found}_residual"; do
     predict "$cells" nnUNetTrainerIACRetrofit
-    python "$here/iac/paired.py" "$out/$configuration/summary.json" "$out/$cells/summary.json"
 done
+nnunet_nas compare -m "$out/$configuration" "$out/$found" "$out/${found}_residual" -o "$out/comparison"
