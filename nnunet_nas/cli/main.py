@@ -22,6 +22,7 @@ COMMANDS = (
     "set_search",
     "transfer",
     "add_skip",
+    "add_encoder",
     "compare",
     "dynamics",
     "draw",

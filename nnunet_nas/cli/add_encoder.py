@@ -1,0 +1,111 @@
+"""Adds a configuration whose encoder is one of image classification, with nnU-Net's decoder; 2-D.
+
+Everything else is the base's. It trains and predicts with stock nnU-Net; searches for cells and retrofits work on it.
+
+examples:
+  nnunet_nas add_encoder -d 4 -c 2d -m resnet50
+  nnunet_nas add_encoder -d 4 -c 2d -m efficientnetv2_s -weights efficientnetv2_s.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from nnunet_nas.cli.common import add_dataset_arguments, quiet_output, train_and_predict_commands
+from nnunet_nas.environment import dataset_number, find_preprocessed_dataset
+from nnunet_nas.errors import DataProblem
+from nnunet_nas.files import read_json
+from nnunet_nas.plans import (
+    DerivedConfiguration,
+    add_configurations,
+    configuration_digest,
+    plans_path,
+    provenance,
+    read_plans,
+    resolve_configuration,
+)
+
+SUMMARY = "add a configuration with an encoder of image classification"
+_ENCODERS = ("vgg16", "resnet50", "mobilenetv3_large", "efficientnetv2_s", "efficientnetv2_m")
+_FEWEST_STAGES = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options, in nnU-Net's spelling."""
+    add_dataset_arguments(parser)
+    parser.add_argument("-c", required=True, metavar="CONFIGURATION", help="2-D configuration to derive from")
+    parser.add_argument(
+        "-m", required=True, choices=_ENCODERS, metavar="ENCODER", help=f"one of {', '.join(_ENCODERS)}"
+    )
+    parser.add_argument(
+        "-weights", type=Path, metavar="FILE", help="state dictionary of timm for the encoder (default: random)"
+    )
+    parser.add_argument("-o", metavar="NAME", help="write separate plans NAME, not into those of -p")
+    parser.add_argument("--overwrite", action="store_true", help="replace a configuration of that name, if not trained")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Builds the network once, adds the configuration, and prints the next commands."""
+    dataset = find_preprocessed_dataset(args.d)
+    path = plans_path(dataset, args.p)
+    plans = read_plans(path)
+    configuration = resolve_configuration(plans, args.c)
+    if args.weights is not None and not args.weights.is_file():
+        raise DataProblem(f"-weights {args.weights} is not a file: give the encoder's state dictionary")
+    with quiet_output():
+        from nnunet_nas.architecture import NetworkSpec, build_network, network_spec
+        from nnunet_nas.encoders.network import halvings
+
+        architecture = _architecture(configuration, args.m, args.weights, halvings(configuration["patch_size"]))
+        dataset_json = read_json(dataset / "dataset.json", "run nnUNetv2_plan_and_preprocess for this data set again")
+        base = network_spec(plans, args.c, dataset_json)
+        spec = NetworkSpec(architecture, base.input_channels, base.output_channels, base.patch_size, base.batch_size)
+        # With weights, so that a file that does not fit is noticed here.
+        build_network(spec)
+    digest = configuration_digest(plans, args.c)
+    settings = {"encoder": args.m, "weights": architecture["arch_kwargs"]["weights"]}
+    record = provenance(method="encoder", base_digest=digest, settings=settings, seeds=[])
+    derived = DerivedConfiguration(f"{args.c}_{args.m}", args.c, {"architecture": architecture}, record)
+    added = add_configurations(path, [derived], base_digests={args.c: digest}, output=args.o, overwrite=args.overwrite)
+    where = args.o or args.p
+    print(f"{derived.name}: {'added to' if added else 'already in'} plans {where} of {dataset.name}")
+    for command in train_and_predict_commands(str(dataset_number(dataset.name)), derived.name, where):
+        print(f"next: {command}", file=sys.stderr)
+    return 0
+
+
+def _architecture(configuration: dict[str, Any], encoder: str, weights: Path | None, halved: int) -> dict[str, Any]:
+    """The plans' `architecture`: as many stages as the patch can be halved for.
+
+    Raises:
+        DataProblem: 3-D, a patch of odd sizes, or no U-Net below.
+    """
+    patch = configuration["patch_size"]
+    if len(patch) != 2:
+        raise DataProblem("these encoders are 2-D: choose a 2-D configuration")
+    stages = halved + 1
+    if stages < _FEWEST_STAGES:
+        raise DataProblem(
+            f"patch size {'x'.join(map(str, patch))} can be halved {halved} times, the encoders need "
+            f"{_FEWEST_STAGES - 1}: choose a configuration with another patch size"
+        )
+    base = configuration["architecture"]
+    if "norm_op" not in base["arch_kwargs"]:
+        raise DataProblem("the configuration's arch_kwargs have no norm_op: choose one of nnU-Net's U-Nets")
+    kept = ("conv_bias", "norm_op", "norm_op_kwargs", "nonlin", "nonlin_kwargs")
+    kwargs = {key: base["arch_kwargs"][key] for key in kept}
+    kwargs |= {
+        "encoder": encoder,
+        "n_stages": stages,
+        "strides": [[1, 1], *[[2, 2]] * halved],
+        "n_conv_per_stage_decoder": [2] * halved,
+        "weights": None if weights is None else str(weights.resolve()),
+    }
+    return {
+        "network_class_name": "nnunet_nas.encoders.network.TimmUNet",
+        "arch_kwargs": kwargs,
+        "_kw_requires_import": ["norm_op", "nonlin"],
+    }
