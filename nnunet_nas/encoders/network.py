@@ -45,6 +45,8 @@ def halvings(patch_size: Sequence[int]) -> int:
 class TimmEncoder(nn.Module):
     """Features of every stage, with what a decoder asks of an encoder."""
 
+    body: Any
+
     def __init__(
         self,
         name: str,
@@ -63,7 +65,7 @@ class TimmEncoder(nn.Module):
         reductions: list[int] = probe.feature_info.reduction()
         self.starts_at_full = reductions[0] == 1
         count = n_stages if self.starts_at_full else n_stages - 1
-        self.body: Any = timm.create_model(
+        self.body = timm.create_model(
             ENCODERS[name], pretrained=False, features_only=True, in_chans=input_channels, out_indices=range(count)
         )
         channels = [int(features) for features in self.body.feature_info.channels()]
