@@ -4,9 +4,11 @@ import math
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from scipy.spatial.distance import cdist
 
-from nnunet_nas.evaluation.surface import surface_distances, surface_metrics
+from nnunet_nas.errors import DataProblem
+from nnunet_nas.evaluation.surface import SurfaceTask, measure, surface_distances, surface_metrics
 
 
 def box(shape, *ranges):
@@ -120,3 +122,50 @@ def test_both_metrics_are_monais(seed, expected):
     reference, prediction = (random.random((8, 14, 15)) > threshold for threshold in (0.97, 0.95))
     found = surface_metrics(reference, prediction, (2.5, 1.0, 0.7), tolerance=1.0)
     assert (found["HD95"], found["NSD"]) == pytest.approx(expected, rel=1e-5)
+
+
+def task(folder, reference, prediction, labels, classes):
+    """A case of two volumes, (z, y, x), as files with slices of 4 mm."""
+    files = []
+    for name, volume in (("reference", reference), ("prediction", prediction)):
+        image = sitk.GetImageFromArray(volume.astype(np.uint8))
+        image.SetSpacing((1.0, 1.0, 4.0))  # x, y, z
+        files.append(folder / f"{name}.nii.gz")
+        sitk.WriteImage(image, str(files[-1]))
+    return SurfaceTask(*files, classes, {"labels": labels, "file_ending": ".nii.gz"}, tolerance=1.0)
+
+
+def test_files_are_measured_with_their_spacing_by_class_and_region(tmp_path):
+    reference, prediction = np.zeros((2, 6, 8, 8))
+    reference[1, 2:6, 2:6], prediction[2, 2:6, 2:6] = 1, 1
+    reference[1, 3, 3] = prediction[2, 3, 3] = 2
+    labels = {"background": 0, "whole": [1, 2], "core": 2, "other": 3}
+    found = measure(task(tmp_path, reference, prediction, labels, ("(1, 2)", "2", "3")))
+    assert found["(1, 2)"] == {"HD95": 4.0, "NSD": 0.0}
+    assert found["2"] == {"HD95": 4.0, "NSD": 0.0}
+    assert math.isnan(found["3"]["HD95"])
+
+
+def test_ignored_voxels_are_background_of_both(tmp_path):
+    reference, prediction = np.zeros((2, 3, 8, 8))
+    reference[1, 2:4, 2:4] = prediction[1, 2:4, 2:4] = 1
+    reference[1, 6:] = 2
+    prediction[1, 6:, :2] = 1
+    labels = {"background": 0, "bright": 1, "ignore": 2}
+    assert measure(task(tmp_path, reference, prediction, labels, ("1",)))["1"] == {"HD95": 0.0, "NSD": 1.0}
+    # The same voxels count where nothing is ignored.
+    labels = {"background": 0, "bright": 1, "unsure": 2}
+    assert measure(task(tmp_path, reference, prediction, labels, ("1",)))["1"]["HD95"] > 0
+
+
+def test_files_that_cannot_be_measured_are_named(tmp_path):
+    labels = {"background": 0, "bright": 1}
+    mismatched = task(tmp_path, np.zeros((2, 4, 4)), np.zeros((2, 4, 5)), labels, ("1",))
+    with pytest.raises(DataProblem, match=r"prediction.nii.gz has \(2, 4, 5\) voxels, its label \(2, 4, 4\)"):
+        measure(mismatched)
+    mismatched.prediction.write_bytes(b"no image")
+    with pytest.raises(DataProblem, match="cannot read"):
+        measure(mismatched)
+    mismatched.prediction.unlink()
+    with pytest.raises(DataProblem, match="does not exist, surface metrics need it"):
+        measure(mismatched)
