@@ -176,10 +176,11 @@ def _whole_epochs(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _join(axes: Axes, other: Axes) -> None:
+def _join(axes: Axes, other: Axes, place: str = "upper right") -> None:
     """One legend for two scales."""
     lines = [*axes.get_lines(), *other.get_lines()]
-    axes.legend(lines, [str(line.get_label()) for line in lines], fontsize=8, framealpha=0.85)
+    legend = axes.legend(lines, [str(line.get_label()) for line in lines], fontsize=8, framealpha=0.85)
+    legend.set_loc(place)
 
 
 def _draw_losses(axes: Axes, history: TopologyHistory) -> None:
@@ -208,7 +209,7 @@ def _draw_feasibility(axes: Axes, history: TopologyHistory) -> None:
     right = axes.twinx()
     right.plot(epochs, history.log_feasible, color=BLUE, linestyle="--", marker=".", label="log P(feasible), nats")
     right.set_ylabel("log P(feasible), nats")
-    _join(axes, right)
+    _join(axes, right, "center left")
 
 
 def _draw_memory(axes: Axes, history: TopologyHistory) -> None:
@@ -234,7 +235,7 @@ def _draw_entropies(axes: Axes, history: TopologyHistory) -> None:
     )
     right.set_ylabel("operations, nats per edge")
     right.set_ylim(0, 1.1 * float(history.operation_entropy.max()) + 1e-3)
-    _join(axes, right)
+    _join(axes, right, "lower left")
 
 
 def _draw_probabilities(axes: Axes, history: TopologyHistory, levels: int) -> None:
