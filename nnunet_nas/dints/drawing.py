@@ -176,11 +176,10 @@ def _whole_epochs(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _join(axes: Axes, other: Axes, place: str = "upper right") -> None:
+def _join(axes: Axes, other: Axes, place: Any = "upper right") -> None:
     """One legend for two scales."""
     lines = [*axes.get_lines(), *other.get_lines()]
-    legend = axes.legend(lines, [str(line.get_label()) for line in lines], fontsize=8, framealpha=0.85)
-    legend.set_loc(place)
+    axes.legend(lines, [str(line.get_label()) for line in lines], fontsize=8, loc=place, framealpha=0.85)
 
 
 def _draw_losses(axes: Axes, history: TopologyHistory) -> None:
