@@ -12,6 +12,7 @@ import numpy as np
 
 from nnunet_nas.dints.decoding import Decoded, decode, negative_log_likelihood
 from nnunet_nas.dints.memory import MemoryModel
+from nnunet_nas.dints.operations import SKIP
 from nnunet_nas.dints.topology import Topology, edges
 from nnunet_nas.errors import BudgetProblem
 
@@ -89,7 +90,7 @@ def require_budget(layers: int, names: Sequence[str], model: MemoryModel, budget
 
 
 def smallest_network(layers: int, names: Sequence[str], model: MemoryModel) -> Selection:
-    """The feasible topology that needs least memory; the nodes that edges read count with the edges."""
+    """The feasible topology that needs least memory: a single path, since every other one contains a path."""
     shape = model.edges.shape
     even = np.where(np.isfinite(model.edges), 1.0, 0.0)
     operations = np.broadcast_to(even / even.sum(1, keepdims=True), (layers, *shape))
@@ -102,14 +103,12 @@ def _at_price(
 ) -> Selection:
     with np.errstate(divide="ignore"):
         scores = np.log(operations)
-    cost = np.where(np.isfinite(model.edges), model.edges, 0)
+    cost = _path_cost(len(edge_logits), names, model)
     priced = np.where(np.isfinite(model.edges), scores - price * cost, -np.inf)
     chosen = priced.argmax(-1)
-    memory = np.take_along_axis(np.broadcast_to(cost, operations.shape), chosen[..., None], -1)[..., 0]
+    memory = np.take_along_axis(cost, chosen[..., None], -1)[..., 0]
     lost = scores.max(-1) - np.take_along_axis(scores, chosen[..., None], -1)[..., 0]
-    # The node that an edge reads is paid for with it.
-    nodes = _node_cost(model)
-    logits = edge_logits - price * (memory + nodes) - lost
+    logits = edge_logits - price * memory - lost
     # Only ranks matter far from zero, and decoding knows logits up to 1000.
     span = max(float(np.abs(logits).max()), 1.0)
     logits = logits * min(1.0, 500 / span)
@@ -121,6 +120,15 @@ def _at_price(
     return Selection(topology, decoded, model.of(topology, list(names)), price)
 
 
-def _node_cost(model: MemoryModel) -> np.ndarray:
-    """MiB of the node that every edge reads, (E,)."""
-    return np.array([model.nodes[source] for source, _ in edges(model.levels)])
+def _path_cost(layers: int, names: Sequence[str], model: MemoryModel) -> np.ndarray:
+    """MiB of every edge with every operation, the node and the stem that it reads included, (layers, E, N).
+
+    Exact for a single path; where several edges read the same node, each pays for it.
+    """
+    pairs = edges(model.levels)
+    sources = [source for source, _ in pairs]
+    reads = np.array([[source != end or name != SKIP for name in names] for source, end in pairs])
+    edge = np.where(np.isfinite(model.edges), model.edges, 0) + reads * model.nodes[sources][:, None]
+    cost = np.repeat(edge[None], layers, 0)
+    cost[0] += model.stems[sources][:, None]
+    return cost
