@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from nnunet_nas.errors import DataProblem
 from nnunet_nas.files import replace_file
 
 _LAYOUT = 1
+# What NumPy raises for files that are missing, cut off, damaged or something else.
+_BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError, BadZipFile, zlib.error)
 _SCALARS = (
     "warmup",
     "gap",
@@ -77,7 +80,7 @@ class TopologyHistory:
         if set(epoch) != set(self._epochs):
             raise DataProblem(f"topology history: expected {sorted(self._epochs)}, found {sorted(epoch)}")
         for name, value in epoch.items():
-            self._epochs[name].append(np.asarray(value, np.float64))
+            self._epochs[name].append(np.array(value, np.float64))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The attributes by name."""
@@ -114,7 +117,7 @@ class TopologyHistory:
         try:
             with np.load(path, allow_pickle=False) as content:
                 arrays = {name: content[name] for name in content.files}
-        except (OSError, ValueError, EOFError, BadZipFile) as error:
+        except _BROKEN as error:
             raise DataProblem(
                 f"{path} is not the history of a search ({type(error).__name__}): give another"
             ) from error
