@@ -78,27 +78,45 @@ def log_activation(logits: Tensor, levels: int, *, end: str) -> Tensor:
     Returns:
         (layers, 2^D - 1), for the sets 1, 2, ...
     """
-    position = {"source": 0, "destination": 1}[end]
-    sets = torch.zeros(len(logits), 1, dtype=logits.dtype, device=logits.device)
-    for level in range(levels):
-        own = logits[:, [index for index, pair in enumerate(edges(levels)) if pair[position] == level]]
-        absent, present = log_none(own).unsqueeze(-1), log_any(own).unsqueeze(-1)
-        sets = torch.cat((sets + absent, sets + present), -1)
-    return sets[:, 1:] - log_any(logits).unsqueeze(-1)
+    return _log_sets(logits, levels)[{"source": 0, "destination": 1}[end]]
+
+
+@cache
+def _edges_of_nodes(levels: int) -> list[list[list[int]]]:
+    """Numbers of the edges from and to every node, (2, D, 3); one more than the last edge where there are but two."""
+    found = [
+        [[index for index, pair in enumerate(edges(levels)) if pair[end] == level] for level in range(levels)]
+        for end in range(2)
+    ]
+    return [[own + [len(edges(levels))] * (3 - len(own)) for own in nodes] for nodes in found]
+
+
+def _log_sets(logits: Tensor, levels: int) -> Tensor:
+    """Log probability of every set of nodes that layers read from and write to, (2, layers, 2^D - 1)."""
+    own = torch.tensor(_edges_of_nodes(levels), device=logits.device)
+    # And one edge that is never there.
+    present = pad(logsigmoid(logits), (0, 1), value=_IMPOSSIBLE)[:, own]
+    absent = pad(logsigmoid(-logits), (0, 1))[:, own]
+    first = present + pad(torch.cumsum(absent[..., :-1], -1), (1, 0))
+    active, idle = torch.logsumexp(first, -1), absent.sum(-1)
+    numbers = torch.arange(1, 2**levels, device=logits.device)
+    members = (numbers[:, None] >> torch.arange(levels, device=logits.device) & 1).bool()
+    sets = torch.where(members, active.unsqueeze(2), idle.unsqueeze(2)).sum(-1)
+    return sets.transpose(0, 1) - log_any(logits).unsqueeze(-1)
 
 
 def _log_others(log_p: Tensor) -> Tensor:
-    """log(1 - p) of every entry of a distribution (..., n), as the sum of all other entries."""
-    edge = torch.full_like(log_p[..., :1], _IMPOSSIBLE)
-    before = torch.cat((edge, torch.logcumsumexp(log_p, -1)[..., :-1]), -1)
-    after = torch.cat((torch.logcumsumexp(log_p.flip(-1), -1).flip(-1)[..., 1:], edge), -1)
-    return torch.logaddexp(before, after)
+    """log(1 - p) of every entry of a distribution (..., n): of the largest as the sum of all other entries."""
+    largest = log_p.argmax(-1, keepdim=True)
+    others = log_p.scatter(-1, largest, _IMPOSSIBLE)
+    # No other entry is above a half, where 1 - p loses nothing.
+    return torch.log1p(-others.exp()).scatter(-1, largest, torch.logsumexp(others, -1, keepdim=True))
 
 
 def topology_loss(logits: Tensor, levels: int) -> Tensor:
     """L_tp of Eq. 7 (no epsilon): cross-entropy between what layers activate and what the next layers read, nats."""
-    inputs = log_activation(logits, levels, end="destination")[:-1]
-    outputs = log_activation(logits, levels, end="source")[1:]
+    reads, writes = _log_sets(logits, levels)
+    inputs, outputs = writes[:-1], reads[1:]
     return -(inputs.exp() * outputs + _log_others(inputs).exp() * _log_others(outputs)).sum()
 
 
