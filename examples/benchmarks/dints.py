@@ -3,6 +3,7 @@
     python examples/benchmarks/dints.py decode           the most probable feasible topology, L = 12
     python examples/benchmarks/dints.py decode -levels 4 8 --no-monai                  ours alone
     python examples/benchmarks/dints.py losses           entropies and topology loss with their gradients
+    python examples/benchmarks/dints.py supernet -size 48 -features 2                  see dints_supernet.py
 
 MONAI (https://monai.io, `pip install monai`) enumerates the 2^E - 1 patterns of a layer; its decoding at D = 4 takes
 about a minute and 1.2 GB, once, and at D = 5 would need 72 GiB. The logits are random with a spread of one nat. Before
@@ -224,6 +225,33 @@ def losses(args: argparse.Namespace) -> None:
     print_rows(args, "entropies and topology loss with gradients", rows, columns)
 
 
+def supernet(args: argparse.Namespace) -> None:
+    # MONAI's networks take seconds to import: only here.
+    from dints_supernet import measure
+
+    rows = measure(args.size, args.features, args.repeats, torch.device(args.device))
+    if args.json:
+        print(json.dumps([vars(row) for row in rows], indent=4))
+        return
+    theirs = {row.step: row for row in rows if row.name == "MONAI"}
+    print(f"{args.size}^3 voxels, {args.features} features, {args.device}, torch {torch.__version__}, float32")
+    table = [
+        [
+            row.step,
+            row.name,
+            f"{row.seconds:.2f}",
+            f"{theirs[row.step].seconds / row.seconds:.2f}",
+            f"{theirs[row.step].cpu_seconds / row.cpu_seconds:.2f}",
+            f"{row.saved_mib:.1f}",
+            f"{row.saved_mib / theirs[row.step].saved_mib:.0%}",
+            "-" if row.peak_mib is None else f"{row.peak_mib:.0f}",
+        ]
+        for row in rows
+    ]
+    header = ["step", "supernet", "s", "times MONAI's speed", "CPU s", "saved MiB", "of MONAI's", "peak MiB"]
+    print(format_table(header, table, left=2))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -238,6 +266,13 @@ def main() -> None:
         command.add_argument("--no-monai", dest="monai", action="store_false", help="ours alone")
         command.add_argument("--json", action="store_true")
         command.set_defaults(run=run)
+    command = commands.add_parser("supernet", help="a step of the weights and of the architecture, 12 layers")
+    command.add_argument("-size", type=int, default=48, help="voxels per side of the patch")
+    command.add_argument("-features", type=int, default=2, help="channels at full resolution")
+    command.add_argument("-repeats", type=int, default=3)
+    command.add_argument("-device", default="cpu")
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=supernet)
     args = parser.parse_args()
     args.run(args)
 
