@@ -146,7 +146,7 @@ def progress_figure(history: TopologyHistory, *, levels: int, title: str) -> Fig
     """Panels: losses and pseudo Dice; gap and log P(feasible); memory; entropies; probabilities of all edges."""
     figure = new_figure(11, 11)
     grid = figure.add_gridspec(
-        3, 2, height_ratios=(1, 1, 1.5), hspace=0.34, wspace=0.28, left=0.07, right=0.93, top=0.93, bottom=0.06
+        3, 2, height_ratios=(1, 1, 1.5), hspace=0.34, wspace=0.28, left=0.07, right=0.915, top=0.93, bottom=0.06
     )
     figure.suptitle(title, fontsize=12)
     panels = [figure.add_subplot(grid[row, column]) for row in range(2) for column in range(2)]
