@@ -83,7 +83,7 @@ def log_activation(logits: Tensor, levels: int, *, end: str) -> Tensor:
 
 @cache
 def _edges_of_nodes(levels: int) -> list[list[list[int]]]:
-    """Numbers of the edges from and to every node, (2, D, 3); one more than the last edge where there are but two."""
+    """Numbers of the edges from and to every node, (2, D, 3); one past the last edge where there are fewer."""
     found = [
         [[index for index, pair in enumerate(edges(levels)) if pair[end] == level] for level in range(levels)]
         for end in range(2)
@@ -102,7 +102,7 @@ def _log_sets(logits: Tensor, levels: int) -> Tensor:
     numbers = torch.arange(1, 2**levels, device=logits.device)
     members = (numbers[:, None] >> torch.arange(levels, device=logits.device) & 1).bool()
     sets = torch.where(members, active.unsqueeze(2), idle.unsqueeze(2)).sum(-1)
-    return sets.transpose(0, 1) - log_any(logits).unsqueeze(-1)
+    return (sets - torch.logsumexp(sets, -1, keepdim=True)).transpose(0, 1)
 
 
 def _log_others(log_p: Tensor) -> Tensor:
