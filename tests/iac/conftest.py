@@ -1,11 +1,14 @@
 """Searches in this process, on the fake data set, with a backbone that nnU-Net initialised and never trained."""
 
-import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from searches import make_trainer, set_settings
 
 SHORT = {
     "num_epochs": 4,
@@ -15,26 +18,6 @@ SHORT = {
     "tau0": 0.01,
 }
 FOLDERS = ("nnUNet_preprocessed", "nnUNet_results")
-
-
-def read_plans(dataset, name="nnUNetPlans"):
-    return json.loads((dataset / f"{name}.json").read_text())
-
-
-def set_settings(dataset, configuration, method, plans="nnUNetPlans", **values):
-    """Writes `nas_settings` as `set_search` does."""
-    content = read_plans(dataset, plans)
-    entry = content["configurations"][configuration].setdefault("nas_settings", {}).setdefault(method, {})
-    entry.update(values)
-    (dataset / f"{plans}.json").write_text(json.dumps(content, indent=4))
-
-
-def make_trainer(cls, dataset, configuration="2d", fold=0, *, resume=False, plans="nnUNetPlans", device="cpu"):
-    """A trainer as `nnUNetv2_train` constructs it."""
-    content = read_plans(dataset, plans)
-    content["continue_training"] = resume
-    dataset_json = json.loads((dataset / "dataset.json").read_text())
-    return cls(content, configuration, fold, dataset_json, torch.device(device))
 
 
 def make_backbone(dataset, configuration="2d", fold=0, *, plans="nnUNetPlans", trainer=None, seed=1):

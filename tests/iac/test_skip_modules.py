@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import make_backbone, make_trainer, set_settings
+from conftest import make_backbone
+from searches import make_trainer, set_settings
 
 from nnunet_nas.cli.main import main
 from nnunet_nas.iac.network import SKIP_PREFIX, backbone_weights

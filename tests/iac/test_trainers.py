@@ -11,7 +11,8 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import SHORT, make_backbone, make_trainer, read_plans, search_folder, set_settings
+from conftest import SHORT, make_backbone, search_folder
+from searches import make_trainer, read_plans, refused, search, set_settings
 
 from nnunet_nas.iac.genotype import EDGES, Genotype
 from nnunet_nas.iac.history import SearchHistory
@@ -27,43 +28,6 @@ BOTH = pytest.mark.parametrize(
 )
 METHOD = {nnUNetTrainerIACSearch: "iac", nnUNetTrainerIACLTHSearch: "iac_lth"}
 NAME = {nnUNetTrainerIACSearch: "2d_iac", nnUNetTrainerIACLTHSearch: "2d_iaclth"}
-
-
-def search(trainer_class, dataset, *, stop_before=None, **options):
-    """Runs a search, or stops it before an epoch as a kill would: nothing more is written."""
-    trainer = make_trainer(trainer_class, dataset, **options)
-    if options.get("resume"):
-        folder = Path(trainer.output_folder)
-        final, latest = folder / "checkpoint_final.pth", folder / "checkpoint_latest.pth"
-        trainer.load_checkpoint(str(final if final.exists() else latest))
-    if stop_before is not None:
-        start = trainer.on_epoch_start
-
-        def on_epoch_start():
-            if trainer.current_epoch == stop_before:
-                raise KeyboardInterrupt
-            start()
-
-        trainer.on_epoch_start = on_epoch_start
-        with pytest.raises(KeyboardInterrupt):
-            trainer.run_training()
-    else:
-        trainer.run_training()
-    return trainer
-
-
-def message(capsys):
-    """The one line that a user sees."""
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("nnunet_nas: ")]
-    assert len(lines) == 1, lines
-    return lines[0]
-
-
-def refused(code, call, capsys):
-    with pytest.raises(SystemExit) as stop:
-        call()
-    assert stop.value.code == code
-    return message(capsys)
 
 
 @BOTH

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from conftest import read_plans, set_settings
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from searches import read_plans, set_settings
 
 pytestmark = pytest.mark.integration
 

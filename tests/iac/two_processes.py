@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import distributed as dist
 
-sys.path.insert(0, str(Path(__file__).parent))
-from conftest import make_trainer
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from searches import make_trainer
 
 from nnunet_nas.iac.trainers import nnUNetTrainerIACLTHSearch
 
