@@ -43,7 +43,7 @@ class Space:
             raise DataProblem("DiNTS has no dropout: choose a configuration whose dropout_op is null")
         self.architecture: dict[str, Any] = deepcopy(architecture)
         available = int(kwargs["n_stages"])
-        # At full resolution a 3-D search keeps some eight times as much: beyond what GPUs have at nnU-Net's patches.
+        # At full resolution a 3-D search keeps some four times as much: beyond what GPUs have at nnU-Net's patches.
         half = convert_conv_op_to_dim(kwargs["conv_op"]) == 3 and available > FEWEST_STAGES
         self.first_level = int(half) if settings.first_level is None else settings.first_level
         wanted = available - self.first_level if settings.num_levels is None else settings.num_levels
