@@ -3,6 +3,8 @@
 import json
 import pickle
 import shutil
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -510,3 +512,38 @@ def test_validation_alone_says_that_there_is_none(searchable, capsys):
     capsys.readouterr()
     trainer.perform_actual_validation()
     assert "nnUNetv2_train 11 2d_dints 0" in capsys.readouterr().out
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@SLOW
+def test_two_processes_take_the_same_decisions(searchable, tmp_path):
+    script, port = Path(__file__).parent / "two_processes.py", str(free_port())
+    outputs = [tmp_path / f"rank_{rank}.pt" for rank in (0, 1)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, str(rank), port, searchable, output],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank, output in enumerate(outputs)
+    ]
+    for process in processes:
+        printed, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, printed[-4000:]
+    first, second = (torch.load(output) for output in outputs)
+    assert first["batch_size"] + second["batch_size"] == 2
+    # Four of the weights and two of the architecture.
+    assert len(first["batches"]) == len(second["batches"]) == 6
+    assert not set(first["batches"]) & set(second["batches"])
+    assert first["logits"].equal(second["logits"])
+    assert first["logits"].abs().max() > 0.1
+    assert first["selected"].equal(second["selected"])
+    for key, value in first["network"].items():
+        assert value.equal(second["network"][key]), key
+    assert NAME in read_plans(searchable)["configurations"]

@@ -1,0 +1,45 @@
+"""One of two processes of a search on CPU; nnU-Net's own launcher for several GPUs knows CUDA only.
+
+Called as `python two_processes.py RANK PORT DATASET_FOLDER OUTPUT`.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from searches import make_trainer
+
+from nnunet_nas.dints.trainers import nnUNetTrainerDiNTSSearch
+
+
+def main(rank, port, dataset, output):
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    trainer = make_trainer(nnUNetTrainerDiNTSSearch, dataset)
+    # In a process group nnU-Net's constructor takes the CUDA device of the rank for granted.
+    trainer.device = torch.device("cpu")
+    batches, loss_of = [], trainer.loss_of
+
+    def recorded_loss_of(batch):
+        batches.append(batch["data"].double().sum().item())
+        return loss_of(batch)
+
+    trainer.loss_of = recorded_loss_of
+    trainer.run_training()
+    torch.save(
+        {
+            "network": trainer.network.state_dict(),
+            "selected": torch.from_numpy(trainer.history.selected),
+            "logits": torch.from_numpy(trainer.history.edge_logits),
+            "batch_size": trainer.batch_size,
+            "batches": batches,
+        },
+        output,
+    )
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
