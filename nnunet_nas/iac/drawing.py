@@ -332,6 +332,8 @@ def _sampled(points: Floats, steps: int = 8) -> Floats:
 
 def _crossings(one: Floats, other: Floats) -> int:
     """Proper crossings of two polylines; a common start does not count."""
+    if (one.max(axis=0) < other.min(axis=0)).any() or (other.max(axis=0) < one.min(axis=0)).any():
+        return 0
     a, b = one[:-1, np.newaxis], one[1:, np.newaxis]
     c, d = other[np.newaxis, :-1], other[np.newaxis, 1:]
 

@@ -94,7 +94,7 @@ def inside(one, other):
 
 
 @given(genotypes, st.sampled_from([None, "2d_iaclth", "3d_fullres_iaclth_f3"]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_names_in_a_cell_never_overlap(cell, title):
     figure = cell_figure(cell, title)
     texts = names_of(figure)
@@ -111,7 +111,7 @@ def test_names_in_a_cell_never_overlap(cell, title):
 
 
 @given(genotypes)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_a_cell_shows_every_operation_and_node(cell):
     names = [text.get_text() for text, _ in names_of(cell_figure(cell))]
     for operation in OPERATIONS:

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -223,6 +223,7 @@ def searches(draw):
 
 
 @given(searches())
+@settings(max_examples=40)
 def test_properties_of_every_analysis(history):
     analysis = analyse(history)
     assert analysis.genotype == discretise(history.probabilities[-1], history.weights[-1])
@@ -246,6 +247,7 @@ def test_properties_of_every_analysis(history):
 
 
 @given(searches(), st.integers(1, 3))
+@settings(max_examples=40)
 def test_masks_hold_k_operations_or_all_that_are_left(history, k):
     masks = top_masks(history.probabilities, history.active, k)
     assert (masks.sum(axis=-1) == np.minimum(k, history.active.sum(axis=-1))).all()
