@@ -17,6 +17,10 @@ import pytest
 # Before torch is imported: threads that wait must sleep, or networks of this size take ten times as long when the
 # tests share their few cores with other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Workers share the cores, and what they start inherits it.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    threads = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
 
 DATASET = "Dataset011_Fake"
 CASES = tuple(f"case_{number:02d}" for number in range(12))

@@ -15,4 +15,5 @@ fi
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 "$venv/bin/mypy"
-"$venv/bin/python" -m pytest "$@"
+# Two workers: each prepares the data sets that tests share once for itself, and CI has two cores.
+"$venv/bin/python" -m pytest -n 2 --dist worksteal "$@"

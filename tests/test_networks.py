@@ -207,6 +207,7 @@ def test_it_exports(network_spec):
     )
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("build", "name"), [(with_cells, "PlainConvUNet"), (with_topology, "whole"), (with_skip_modules, "nested")]
 )

@@ -381,6 +381,7 @@ class TestCommand:
         rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["checks"]}
         assert rows["nnUNet_n_proc_DA"]["found"] == "could not be checked: ZeroDivisionError: oh"
 
+    @pytest.mark.integration
     def test_this_machine_with_a_trainer_in_an_external_folder(self, tmp_path):
         code = """
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer

@@ -27,6 +27,8 @@ from nnunet_nas.iac.genotype import NODES, OPERATIONS, Edge, Genotype
 from nnunet_nas.iac.history import SearchHistory
 
 ROOT = Path(__file__).resolve().parents[2]
+# Pictures take most of a second each; the fast layers draw one or two of each kind.
+SLOW = pytest.mark.integration
 TOPOLOGIES = list(itertools.product(*(itertools.combinations(range(node), 2) for node in range(2, NODES))))
 
 
@@ -174,7 +176,7 @@ def test_a_cell_is_as_wide_as_a_column_at_300_dots_per_inch(tmp_path, title):
     assert 0.02 < (picture[..., :3].min(axis=-1) < 0.5).mean() < 0.5
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 5, 40])
+@pytest.mark.parametrize("epochs", [1, pytest.param(2, marks=SLOW), pytest.param(5, marks=SLOW), 40])
 @pytest.mark.parametrize("tests", [True, False])
 @pytest.mark.parametrize("measured", [True, False])
 def test_progress_is_drawn_after_every_epoch(tmp_path, epochs, tests, measured):
@@ -218,7 +220,7 @@ def test_a_lead_of_a_thousandth_can_be_seen():
 
 
 @pytest.mark.parametrize("draw", [progress_figure, dynamics_figure])
-@pytest.mark.parametrize("epochs", [1, 40, 200])
+@pytest.mark.parametrize("epochs", [pytest.param(1, marks=SLOW), pytest.param(40, marks=SLOW), 200])
 @pytest.mark.parametrize("tests", [True, False])
 def test_names_in_the_other_pictures_are_inside_and_apart(draw, epochs, tests):
     history = search(epochs, tests=tests)
