@@ -79,6 +79,7 @@ class SearchTrainer(InheritedAugmentation):
     is_ddp: bool
     base_digest: str
     _added: bool
+    _next_drawing: float
     _resumed_from: dict[str, Any] | None
 
     def __init__(
@@ -108,6 +109,7 @@ class SearchTrainer(InheritedAugmentation):
         self.base_digest = configuration_digest(self.plans_manager.plans, configuration)
         self._resumed_from = None
         self._added = False
+        self._next_drawing = 0.0
 
     @property
     @abstractmethod
@@ -127,8 +129,12 @@ class SearchTrainer(InheritedAugmentation):
         """One line about the present state, for the log."""
 
     @abstractmethod
-    def write_records(self) -> None:
-        """Files that follow from the state: history and picture."""
+    def write_history(self) -> None:
+        """The history, which follows from the state."""
+
+    @abstractmethod
+    def draw_progress(self) -> None:
+        """The picture of the history."""
 
     @abstractmethod
     def search_state(self) -> dict[str, Any]:
@@ -272,12 +278,21 @@ class SearchTrainer(InheritedAugmentation):
         self.current_epoch += 1
         self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
         if self.local_rank == 0 and not self.disable_checkpointing:
-            self.write_records()
+            self.write_history()
+            self._draw_if_cheap()
         self.print_to_log_file(
             f"train_loss {self.logged('train_losses'):.4f}, val_loss {self.logged('val_losses'):.4f}, "
             f"pseudo Dice {self.logged('mean_fg_dice'):.4f}, epoch time {self.epoch_seconds():.2f} s"
         )
         self.print_to_log_file(self.summary())
+
+    def _draw_if_cheap(self) -> None:
+        """Draws unless it would take more than a twentieth of the search's time: short epochs are not all drawn."""
+        started = time()
+        if started < self._next_drawing:
+            return
+        self.draw_progress()
+        self._next_drawing = time() + 19 * (time() - started)
 
     def logged(self, key: str) -> float:
         """nnU-Net's record of the last epoch."""
@@ -294,6 +309,7 @@ class SearchTrainer(InheritedAugmentation):
         if self.local_rank == 0:
             self._add_results()
             if not self.disable_checkpointing:
+                self.draw_progress()
                 final.with_name("checkpoint_latest.pth").unlink(missing_ok=True)
         for loader in self.loaders():
             if hasattr(loader, "_finish"):

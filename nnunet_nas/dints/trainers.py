@@ -310,13 +310,15 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
             f"per layer and {last['operation_entropy']:.3f} per edge, edges selected {last['selected'].sum():.0f}"
         )
 
-    def write_records(self) -> None:
-        """The history and its picture."""
-        folder = Path(self.output_folder)
-        self.history.save(folder / HISTORY)
+    def write_history(self) -> None:
+        """In the results folder."""
+        self.history.save(Path(self.output_folder) / HISTORY)
+
+    def draw_progress(self) -> None:
+        """Likewise."""
         draw_progress(
             self.history,
-            folder / "search_progress.png",
+            Path(self.output_folder) / "search_progress.png",
             levels=self.network.levels,
             title=f"DiNTS, {self.configuration_name}, fold {self.fold}",
         )

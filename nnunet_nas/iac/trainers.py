@@ -159,12 +159,14 @@ class CellSearchTrainer(SearchTrainer):
         """Epochs that the search will probably have run when it stops."""
         return int(self.num_epochs)
 
-    def write_records(self) -> None:
-        """The history and its picture."""
-        folder = Path(self.output_folder)
-        self.history.save(folder / HISTORY)
+    def write_history(self) -> None:
+        """In the results folder."""
+        self.history.save(Path(self.output_folder) / HISTORY)
+
+    def draw_progress(self) -> None:
+        """Likewise."""
         title = f"{type(self).__name__}, {self.configuration_name}, fold {self.fold}"
-        draw_progress(self.history, folder / "search_progress.png", title=title)
+        draw_progress(self.history, Path(self.output_folder) / "search_progress.png", title=title)
 
     def search_state(self) -> dict[str, Any]:
         """Cell weights, alpha, beta, both optimisers, active operations and history."""

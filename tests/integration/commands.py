@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 PROGRAMS = Path(sys.executable).parent
+# Of nnUNetv2_predict, for which the variable below does not count.
+ONE_PROCESS = ("-npp", "1", "-nps", "1")
 # A shell starts what it runs in the background with SIGINT ignored, and children inherit that: undone before the exec.
 LISTEN_TO_CTRL_C = (
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
@@ -13,13 +15,15 @@ LISTEN_TO_CTRL_C = (
 
 
 def environment(root, extra=None):
-    """nnU-Net's folders below `root`, few processes, no external trainers unless `extra` names them."""
+    """nnU-Net's folders below `root`, no external trainers unless `extra` names them; one process where nnU-Net lets us
+    choose, because each imports torch anew.
+    """
     variables = {key: value for key, value in os.environ.items() if key != "nnUNet_extTrainer"}
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (root / name).mkdir(exist_ok=True)
         variables[name] = str(root / name)
     path = f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}"
-    return {**variables, "nnUNet_def_n_proc": "2", "PATH": path, **(extra or {})}
+    return {**variables, "nnUNet_def_n_proc": "1", "PATH": path, **(extra or {})}
 
 
 def run(root, *command, code=0, extra=None):

@@ -17,7 +17,19 @@ def phantom(tmp_path_factory):
     """Folder with nnU-Net's three folders, Dataset998_Phantom preprocessed for `2d`. Not to be changed by tests."""
     root = tmp_path_factory.mktemp("phantom")
     run(root, "nnunet_nas", "phantom", "-d", NUMBER, "-n", "10", "-n_test", "2", "-size", "64")
-    run(root, "nnUNetv2_plan_and_preprocess", "-d", NUMBER, "-c", "2d", "-np", "2", "--verify_dataset_integrity")
+    run(
+        root,
+        "nnUNetv2_plan_and_preprocess",
+        "-d",
+        NUMBER,
+        "-c",
+        "2d",
+        "-np",
+        "1",
+        "-npfp",
+        "1",
+        "--verify_dataset_integrity",
+    )
     return root
 
 

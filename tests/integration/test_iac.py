@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import run, start
+from commands import ONE_PROCESS, run, start
 
 from nnunet_nas.iac.history import SearchHistory
 
@@ -76,7 +76,7 @@ def test_from_the_backbone_to_a_prediction_on_another_machine(work, trainers, tm
     run(work, "nnUNetv2_install_pretrained_model_from_zip", tmp_path / "model.zip")
     images = work / "nnUNet_raw/Dataset998_Phantom/imagesTs"
     predict = ("nnUNetv2_predict", "-i", images, "-o", tmp_path / "out", "-d", "998", *model, "-f", "0", "1")
-    run(work, *predict, "-device", "cpu", "--disable_tta")
+    run(work, *predict, "-device", "cpu", "--disable_tta", *ONE_PROCESS)
     assert len(list((tmp_path / "out").glob("*.png"))) == len(list(images.iterdir())) == 2
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from commands import run, without_us
+from commands import ONE_PROCESS, run, without_us
 from skimage import io
 
 pytestmark = pytest.mark.integration
@@ -26,7 +26,7 @@ def test_a_selected_width_trains_and_predicts_without_us(workspace):
 
     images, output = workspace / "nnUNet_raw/Dataset998_Phantom/imagesTs", workspace / "predictions"
     options = ("-d", "998", "-c", selected, "-f", "0", "-tr", "nnUNetTrainer_1epoch", "-device", "cpu")
-    run(workspace, *PREDICT, "-i", images, "-o", output, *options)
+    run(workspace, *PREDICT, "-i", images, "-o", output, *options, *ONE_PROCESS)
     for image in images.iterdir():
         prediction = io.imread(output / image.name.replace("_0000", ""))
         assert prediction.shape == io.imread(image).shape
