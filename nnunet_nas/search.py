@@ -28,6 +28,7 @@ from nnunet_nas.distributed import average_gradients
 from nnunet_nas.environment import dataset_number
 from nnunet_nas.errors import DataProblem, UsageError, exit_with_one_line
 from nnunet_nas.files import read_json, replace_file
+from nnunet_nas.histories import HISTORY
 from nnunet_nas.plans import (
     DerivedConfiguration,
     add_configurations,
@@ -78,6 +79,8 @@ class SearchTrainer(InheritedAugmentation):
     result_suffix: ClassVar[str]
     is_ddp: bool
     base_digest: str
+    history: Any
+    _drawn_epochs: int
     _added: bool
     _next_drawing: float
     _resumed_from: dict[str, Any] | None
@@ -109,6 +112,7 @@ class SearchTrainer(InheritedAugmentation):
         self.base_digest = configuration_digest(self.plans_manager.plans, configuration)
         self._resumed_from = None
         self._added = False
+        self._drawn_epochs = 0
         self._next_drawing = 0.0
 
     @property
@@ -127,10 +131,6 @@ class SearchTrainer(InheritedAugmentation):
     @abstractmethod
     def summary(self) -> str:
         """One line about the present state, for the log."""
-
-    @abstractmethod
-    def write_history(self) -> None:
-        """The history, which follows from the state."""
 
     @abstractmethod
     def draw_progress(self) -> None:
@@ -278,7 +278,7 @@ class SearchTrainer(InheritedAugmentation):
         self.current_epoch += 1
         self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
         if self.local_rank == 0 and not self.disable_checkpointing:
-            self.write_history()
+            self.history.save(Path(self.output_folder) / HISTORY)
             self._draw_if_cheap()
         self.print_to_log_file(
             f"train_loss {self.logged('train_losses'):.4f}, val_loss {self.logged('val_losses'):.4f}, "
@@ -292,6 +292,7 @@ class SearchTrainer(InheritedAugmentation):
         if started < self._next_drawing:
             return
         self.draw_progress()
+        self._drawn_epochs = self.current_epoch
         self._next_drawing = time() + 19 * (time() - started)
 
     def logged(self, key: str) -> float:
@@ -309,7 +310,8 @@ class SearchTrainer(InheritedAugmentation):
         if self.local_rank == 0:
             self._add_results()
             if not self.disable_checkpointing:
-                self.draw_progress()
+                if self._drawn_epochs < self.current_epoch:
+                    self.draw_progress()
                 final.with_name("checkpoint_latest.pth").unlink(missing_ok=True)
         for loader in self.loaders():
             if hasattr(loader, "_finish"):

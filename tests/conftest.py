@@ -22,6 +22,12 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     threads = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
 
+
+def pytest_collection_modifyitems(items):
+    """The longest tests first: as the last ones they would keep one worker busy and the others waiting."""
+    items.sort(key=lambda item: item.path.name != "test_reference_values.py")
+
+
 DATASET = "Dataset011_Fake"
 CASES = tuple(f"case_{number:02d}" for number in range(12))
 FEATURES = [16, 32, 32]

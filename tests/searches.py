@@ -1,6 +1,10 @@
 """Searches in this process: settings in the plans, trainers as nnU-Net constructs them, kills, refusals."""
 
 import json
+import pickle
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +52,76 @@ def search(trainer_class, dataset, *, stop_before=None, **options):
     else:
         trainer.run_training()
     return trainer
+
+
+def kill_in(trainer, method):
+    """Runs a search until it calls one of its methods, which never begins."""
+
+    def die(self):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(trainer), method, die)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run_training()
+
+
+def poison(trainer, epoch):
+    """Makes images of an epoch not a number, and with them the loss."""
+    step = trainer.train_step
+
+    def poisoned(batch):
+        if trainer.current_epoch == epoch:
+            batch["data"][:] = float("nan")
+        return step(batch)
+
+    trainer.train_step = poisoned
+
+
+def leave_out_pictures(patch, module, *names):
+    """Pictures take longer than these searches; the tests that look at the records draw them."""
+    for name in names:
+        patch.setattr(f"{module}.{name}", lambda *args, **kwargs: None)
+    patch.setattr("nnunetv2.training.logging.nnunet_logger.LocalLogger.plot_progress_png", lambda *args: None)
+
+
+def use_regions_and_an_ignore_label(dataset):
+    """In the description of the data set, and where nnU-Net looks for annotated voxels of `2d`."""
+    description = json.loads((dataset / "dataset.json").read_text())
+    description["labels"] = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
+    description["regions_class_order"] = [1, 2]
+    (dataset / "dataset.json").write_text(json.dumps(description))
+    for file in (dataset / "nnUNetPlans_2d").glob("*.pkl"):
+        properties = pickle.loads(file.read_bytes())
+        properties["class_locations"][-1, 0, 1, 2] = properties["class_locations"][1]
+        file.write_bytes(pickle.dumps(properties))
+
+
+def search_in_two_processes(trainer_class, dataset, folder):
+    """Runs a search of `2d` in two processes that talk to each other; returns what each had in the end."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    script, outputs = Path(__file__).with_name("two_processes.py"), [folder / "rank_0.pt", folder / "rank_1.pt"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, str(rank), port, trainer_class.__name__, dataset, output],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank, output in enumerate(outputs)
+    ]
+    for process in processes:
+        printed, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, printed[-4000:]
+    first, second = (torch.load(output) for output in outputs)
+    assert first["batch_size"] + second["batch_size"] == 2
+    assert len(first["batches"]) == len(second["batches"])
+    assert not set(first["batches"]) & set(second["batches"])
+    for key, value in first["network"].items():
+        assert value.equal(second["network"][key]), key
+    return first, second
 
 
 def message(capsys):

@@ -16,7 +16,6 @@ import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 from nnunet_nas.cli.common import format_table
 from nnunet_nas.environment import find_preprocessed_dataset, folder_from_environment
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from nnunet_nas.iac.history import SearchHistory
 
 SUMMARY = "how a search arrived at its result"
-_FILE = "search_history.npz"
 _TRAINERS = {
     "iac": "nnUNetTrainerIACSearch",
     "iac_lth": "nnUNetTrainerIACLTHSearch",
@@ -53,12 +51,14 @@ def run(args: argparse.Namespace) -> int:
     # NumPy is imported late, as everything that is slow.
     import numpy as np
 
+    from nnunet_nas.histories import BROKEN
+
     if not path.is_file():
         raise DataProblem(f"{path} does not exist: give the fold_X folder of a search that has finished an epoch")
     try:
         with np.load(path, allow_pickle=False) as content:
             is_topology = "edge_logits" in content.files
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+    except BROKEN as error:
         raise DataProblem(f"{path} is not the history of a search ({type(error).__name__}): give another") from error
     if args.o is not None:
         args.o.mkdir(parents=True, exist_ok=True)
@@ -66,12 +66,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _history_path(args: argparse.Namespace) -> Path:
+    from nnunet_nas.histories import HISTORY
+
     if args.folder is not None:
-        return Path(args.folder) / _FILE if args.folder.is_dir() else Path(args.folder)
+        return Path(args.folder) / HISTORY if args.folder.is_dir() else Path(args.folder)
     if None in (args.d, args.c, args.m):
         raise UsageError("give the folder of a search, or -d, -c and -m")
     results = folder_from_environment("nnUNet_results") / find_preprocessed_dataset(args.d).name
-    return results / f"{_TRAINERS[args.m]}__{args.p}__{args.c}" / f"fold_{args.f}" / _FILE
+    return results / f"{_TRAINERS[args.m]}__{args.p}__{args.c}" / f"fold_{args.f}" / HISTORY
 
 
 def _cells(args: argparse.Namespace, path: Path) -> int:

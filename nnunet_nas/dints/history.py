@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_nas.errors import DataProblem
-from nnunet_nas.files import replace_file
+from nnunet_nas.histories import BROKEN, save_arrays
 
 _LAYOUT = 1
-# What NumPy raises for files that are missing, cut off, damaged or something else.
-_BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError, BadZipFile, zlib.error)
 _SCALARS = (
     "warmup",
     "gap",
@@ -103,9 +98,7 @@ class TopologyHistory:
 
     def save(self, path: Path) -> None:
         """Writes one compressed file, whole or not at all."""
-        content = io.BytesIO()
-        np.savez_compressed(content, layout=np.array(_LAYOUT), **self.arrays())  # type: ignore[arg-type]
-        replace_file(path, content.getvalue())
+        save_arrays(path, _LAYOUT, self.arrays())
 
     @staticmethod
     def load(path: Path) -> TopologyHistory:
@@ -117,7 +110,7 @@ class TopologyHistory:
         try:
             with np.load(path, allow_pickle=False) as content:
                 arrays = {name: content[name] for name in content.files}
-        except _BROKEN as error:
+        except BROKEN as error:
             raise DataProblem(
                 f"{path} is not the history of a search ({type(error).__name__}): give another"
             ) from error

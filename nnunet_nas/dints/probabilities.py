@@ -93,12 +93,9 @@ def _edges_of_nodes(levels: int) -> list[list[list[int]]]:
 
 def _log_sets(logits: Tensor, levels: int) -> Tensor:
     """Log probability of every set of nodes that layers read from and write to, (2, layers, 2^D - 1)."""
-    own = torch.tensor(_edges_of_nodes(levels), device=logits.device)
-    # And one edge that is never there.
-    present = pad(logsigmoid(logits), (0, 1), value=_IMPOSSIBLE)[:, own]
-    absent = pad(logsigmoid(-logits), (0, 1))[:, own]
-    first = present + pad(torch.cumsum(absent[..., :-1], -1), (1, 0))
-    active, idle = torch.logsumexp(first, -1), absent.sum(-1)
+    # With one edge that is never there.
+    own = pad(logits, (0, 1), value=_IMPOSSIBLE)[:, torch.tensor(_edges_of_nodes(levels), device=logits.device)]
+    active, idle = log_any(own), log_none(own)
     numbers = torch.arange(1, 2**levels, device=logits.device)
     members = (numbers[:, None] >> torch.arange(levels, device=logits.device) & 1).bool()
     sets = torch.where(members, active.unsqueeze(2), idle.unsqueeze(2)).sum(-1)

@@ -31,7 +31,6 @@ from nnunet_nas.search import BilevelSearchTrainer
 from nnunet_nas.settings import read_settings
 
 TOPOLOGY = "topology.json"
-HISTORY = "search_history.npz"
 # Of the paper's 21k iterations 1k are warm-up and 11k train network weights only.
 _WARMUP_SHARE = 1 / 21
 _WEIGHTS_ONLY_SHARE = 11 / 21
@@ -310,12 +309,8 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
             f"per layer and {last['operation_entropy']:.3f} per edge, edges selected {last['selected'].sum():.0f}"
         )
 
-    def write_history(self) -> None:
-        """In the results folder."""
-        self.history.save(Path(self.output_folder) / HISTORY)
-
     def draw_progress(self) -> None:
-        """Likewise."""
+        """In the results folder."""
         draw_progress(
             self.history,
             Path(self.output_folder) / "search_progress.png",

@@ -8,24 +8,19 @@ from __future__ import annotations
 
 import io
 import math
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nnunet_nas.errors import DataProblem, EnvironmentProblem
-from nnunet_nas.files import replace_file
+from nnunet_nas.histories import BROKEN, save_arrays
 from nnunet_nas.iac.genotype import EDGES, OPERATIONS
 
-# Counts changes of what stands in a file; a reader refuses what it does not know instead of guessing.
 _LAYOUT = 1
 _RECENT = 5
-# What NumPy and zipfile raise for a file that was cut, damaged or is something else altogether.
-_BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError, BadZipFile, zlib.error)
 _PER_OPERATION = (len(EDGES), len(OPERATIONS))
 _PER_EDGE = (len(EDGES),)
 # Shape and type of what one epoch adds to every array.
@@ -157,9 +152,7 @@ class SearchHistory:
         Raises:
             EnvironmentProblem: no permission or no space.
         """
-        content = io.BytesIO()
-        np.savez_compressed(content, allow_pickle=False, layout=np.int64(_LAYOUT), **self.arrays())
-        replace_file(path, content.getvalue())
+        save_arrays(path, _LAYOUT, self.arrays())
 
     @classmethod
     def load(cls, path: Path) -> SearchHistory:
@@ -181,7 +174,7 @@ class SearchHistory:
             with np.load(io.BytesIO(content), allow_pickle=False) as archive:
                 arrays = dict(archive)
             layout = int(arrays.pop("layout"))
-        except _BROKEN as error:
+        except BROKEN as error:
             raise DataProblem(
                 f"{path} is not a search history ({error}): restore a copy of it, or run the search again"
             ) from error

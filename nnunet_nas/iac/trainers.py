@@ -34,7 +34,6 @@ from nnunet_nas.settings import read_settings
 RETROFIT_TRAINER = "nnUNetTrainerIACRetrofit"
 THETA_0 = "theta_0.pth"
 GENOTYPE = "genotype.json"
-HISTORY = "search_history.npz"
 # Above this share of copying and pooling edges a cell has little to learn with: the known collapse of such searches.
 _COLLAPSED = 0.75
 
@@ -159,12 +158,8 @@ class CellSearchTrainer(SearchTrainer):
         """Epochs that the search will probably have run when it stops."""
         return int(self.num_epochs)
 
-    def write_history(self) -> None:
-        """In the results folder."""
-        self.history.save(Path(self.output_folder) / HISTORY)
-
     def draw_progress(self) -> None:
-        """Likewise."""
+        """In the results folder."""
         title = f"{type(self).__name__}, {self.configuration_name}, fold {self.fold}"
         draw_progress(self.history, Path(self.output_folder) / "search_progress.png", title=title)
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from figures import drawn_texts
 from matplotlib.image import imread
-from matplotlib.text import Annotation, Text
+from matplotlib.text import Annotation
 
 from nnunet_nas.dints import drawing
 from nnunet_nas.dints.decoding import decode
@@ -54,24 +55,8 @@ def search(epochs, *, levels=3, layers=4, measured=True, validated=True):
     return history
 
 
-def texts_of(figure):
-    """The texts that are really drawn (matplotlib keeps more, for ticks beyond an axis), with their boxes in pixels."""
-    drawn = []
-    draw = Text.draw
-
-    def record(text, *arguments, **keywords):
-        drawn.append(text)
-        return draw(text, *arguments, **keywords)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Text, "draw", record)
-        figure.canvas.draw()
-    renderer = figure.canvas.get_renderer()
-    return [(text, text.get_window_extent(renderer)) for text in drawn if text.get_visible() and text.get_text()]
-
-
 def assert_inside_and_apart(figure):
-    texts = texts_of(figure)
+    texts = drawn_texts(figure)
     for text, box in texts:
         inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
         assert inside, (text.get_text(), box)
@@ -102,7 +87,7 @@ def test_a_topology_shows_its_edges_nodes_stems_and_chain(first_level):
         if start[0] in (0.06, 1.06)
     }
     assert drawn == {(0, 0, 0), (0, 2, 1), (1, 0, 1), (1, 1, 1), (1, 1, 2)}
-    texts = [text.get_text() for text, _ in texts_of(figure)]
+    texts = [text.get_text() for text, _ in drawn_texts(figure)]
     # Stems at levels 0 and 2; the chain from the coarsest node up.
     assert texts.count("image") == 2
     assert texts.count("labels") == 1

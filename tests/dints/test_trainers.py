@@ -1,19 +1,24 @@
 """The life of a DiNTS search: what it writes, how it goes on, what it refuses. Networks are tiny."""
 
 import json
-import pickle
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from searches import make_trainer, read_plans, refused, search, set_settings
+from searches import (
+    kill_in,
+    leave_out_pictures,
+    make_trainer,
+    poison,
+    read_plans,
+    refused,
+    search,
+    search_in_two_processes,
+    set_settings,
+    use_regions_and_an_ignore_label,
+)
 
 from nnunet_nas.architecture import build_network, network_spec
 from nnunet_nas.dints.history import TopologyHistory
@@ -39,10 +44,7 @@ NAME = "2d_dints"
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    """Pictures take longer than these searches; the test that looks at the records draws them."""
-    monkeypatch.setattr("nnunet_nas.dints.trainers.draw_progress", lambda *args, **kwargs: None)
-    monkeypatch.setattr("nnunet_nas.dints.trainers.draw_topology", lambda *args, **kwargs: None)
-    monkeypatch.setattr("nnunetv2.training.logging.nnunet_logger.LocalLogger.plot_progress_png", lambda *args: None)
+    leave_out_pictures(monkeypatch, "nnunet_nas.dints.trainers", "draw_progress", "draw_topology")
 
 
 @pytest.fixture
@@ -137,37 +139,16 @@ def test_interrupted_and_continued_it_ends_bit_for_bit_as_without(searchable, ep
 
 @SLOW
 @NO_PICTURES
-def test_killed_before_the_plans_were_written_it_only_writes_them(searchable, monkeypatch):
-    def die(self):
-        raise KeyboardInterrupt
-
+@pytest.mark.parametrize("method", ["on_train_end", "_add_results"])
+def test_killed_after_the_last_epoch_it_ends_as_without(searchable, monkeypatch, method):
     trainer = make(searchable)
-    with monkeypatch.context() as patch:
-        patch.setattr(nnUNetTrainerDiNTSSearch, "_add_results", die)
-        with pytest.raises(KeyboardInterrupt):
-            trainer.run_training()
+    kill_in(trainer, method)
+    assert (Path(trainer.output_folder) / "checkpoint_latest.pth").exists()
     assert NAME not in read_plans(searchable)["configurations"]
     monkeypatch.setattr(nnUNetTrainerDiNTSSearch, "train_step", None)
     again = run(searchable, resume=True)
     assert NAME in read_plans(searchable)["configurations"]
     assert again.select(within_budget=True).topology == trainer.select(within_budget=True).topology
-
-
-@SLOW
-@NO_PICTURES
-def test_killed_between_the_last_epoch_and_the_end_it_ends_as_without(searchable, monkeypatch):
-    def die(self):
-        raise KeyboardInterrupt
-
-    trainer = make(searchable)
-    with monkeypatch.context() as patch:
-        patch.setattr(nnUNetTrainerDiNTSSearch, "on_train_end", die)
-        with pytest.raises(KeyboardInterrupt):
-            trainer.run_training()
-    assert (Path(trainer.output_folder) / "checkpoint_latest.pth").exists()
-    monkeypatch.setattr(nnUNetTrainerDiNTSSearch, "train_step", None)
-    run(searchable, resume=True)
-    assert NAME in read_plans(searchable)["configurations"]
 
 
 @NO_PICTURES
@@ -389,16 +370,9 @@ def test_one_training_case_has_no_halves(searchable, capsys):
 
 @SLOW
 @NO_PICTURES
-def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_epoch(searchable, capsys, monkeypatch):
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_epoch(searchable, capsys):
     trainer = make(searchable)
-    step = trainer.train_step
-
-    def poisoned(batch):
-        if trainer.current_epoch == 2:
-            batch["data"][:] = float("nan")
-        return step(batch)
-
-    monkeypatch.setattr(trainer, "train_step", poisoned)
+    poison(trainer, epoch=2)
     text = refused(4, trainer.run_training, capsys)
     assert "the loss became nan in epoch 2" in text
     again = run(searchable, resume=True)
@@ -477,15 +451,7 @@ def test_half_resolution_works_with_its_own_scales_of_deep_supervision(searchabl
 @SLOW
 @NO_PICTURES
 def test_regions_and_an_ignore_label_work(searchable):
-    description = json.loads((searchable / "dataset.json").read_text())
-    description["labels"] = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
-    description["regions_class_order"] = [1, 2]
-    (searchable / "dataset.json").write_text(json.dumps(description))
-    for file in (searchable / "nnUNetPlans_2d").glob("*.pkl"):
-        properties = pickle.loads(file.read_bytes())
-        # Where nnU-Net looks for annotated voxels if there is an ignore label.
-        properties["class_locations"][-1, 0, 1, 2] = properties["class_locations"][1]
-        file.write_bytes(pickle.dumps(properties))
+    use_regions_and_an_ignore_label(searchable)
     trainer = run(searchable)
     assert trainer.label_manager.has_regions
     assert trainer.label_manager.has_ignore_label
@@ -514,36 +480,12 @@ def test_validation_alone_says_that_there_is_none(searchable, capsys):
     assert "nnUNetv2_train 11 2d_dints 0" in capsys.readouterr().out
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 @SLOW
 def test_two_processes_take_the_same_decisions(searchable, tmp_path):
-    script, port = Path(__file__).parent / "two_processes.py", str(free_port())
-    outputs = [tmp_path / f"rank_{rank}.pt" for rank in (0, 1)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), port, searchable, output],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank, output in enumerate(outputs)
-    ]
-    for process in processes:
-        printed, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, printed[-4000:]
-    first, second = (torch.load(output) for output in outputs)
-    assert first["batch_size"] + second["batch_size"] == 2
+    first, second = search_in_two_processes(nnUNetTrainerDiNTSSearch, searchable, tmp_path)
     # Four of the weights and two of the architecture.
-    assert len(first["batches"]) == len(second["batches"]) == 6
-    assert not set(first["batches"]) & set(second["batches"])
-    assert first["logits"].equal(second["logits"])
-    assert first["logits"].abs().max() > 0.1
-    assert first["selected"].equal(second["selected"])
-    for key, value in first["network"].items():
-        assert value.equal(second["network"][key]), key
+    assert len(first["batches"]) == 6
+    assert first["history"]["edge_logits"].abs().max() > 0.1
+    for key in ("edge_logits", "selected"):
+        assert first["history"][key].equal(second["history"][key]), key
     assert NAME in read_plans(searchable)["configurations"]

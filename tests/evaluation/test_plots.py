@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from figures import drawn_texts
 from matplotlib.image import imread
-from matplotlib.text import Text
 
 from nnunet_nas.evaluation.plots import MOST_PANELS, differences_figure, draw_differences
 from nnunet_nas.evaluation.report import FOREGROUND, Group, Metric, compare_group
@@ -30,23 +30,6 @@ def tables(tmp_path, write_summary):
     return make
 
 
-def drawn_texts(figure):
-    """Boxes in pixels of the texts that are really drawn (matplotlib keeps more, for ticks beyond an axis)."""
-    drawn = []
-    draw = Text.draw
-
-    def record(text, *arguments, **keywords):
-        drawn.append(text)
-        return draw(text, *arguments, **keywords)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Text, "draw", record)
-        figure.canvas.draw()
-    renderer = figure.canvas.get_renderer()
-    shown = [text for text in dict.fromkeys(drawn) if text.get_visible() and text.get_text()]
-    return [(text.get_text(), text.get_window_extent(renderer)) for text in shown]
-
-
 def overlapping(boxes):
     return [
         (one, other)
@@ -64,7 +47,7 @@ def points_of(axes):
 @pytest.mark.parametrize(("cases", "spread"), [(2, 0.01), (32, 0.3), (210, 0.05)])
 def test_texts_do_not_overlap_and_stay_inside(tables, cases, spread):
     figure = differences_figure(tables(2, cases, spread=spread))
-    texts = drawn_texts(figure)
+    texts = [(text.get_text(), box) for text, box in drawn_texts(figure)]
     assert overlapping(texts) == []
     width, height = figure.bbox.width, figure.bbox.height
     for _, box in texts:

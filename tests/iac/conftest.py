@@ -1,14 +1,11 @@
 """Searches in this process, on the fake data set, with a backbone that nnU-Net initialised and never trained."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from searches import make_trainer, set_settings
+from searches import leave_out_pictures, make_trainer, set_settings
 
 SHORT = {
     "num_epochs": 4,
@@ -17,6 +14,7 @@ SHORT = {
     "num_val_iterations_per_epoch": 1,
     "tau0": 0.01,
 }
+PICTURES = ("nnunet_nas.iac.trainers", "draw_progress", "draw_cell")
 FOLDERS = ("nnUNet_preprocessed", "nnUNet_results")
 
 
@@ -36,13 +34,6 @@ def make_backbone(dataset, configuration="2d", fold=0, *, plans="nnUNetPlans", t
     return path
 
 
-def leave_out_pictures(patch):
-    """Pictures take longer than these searches; the test that looks at the records draws them."""
-    patch.setattr("nnunet_nas.iac.trainers.draw_progress", lambda *args, **kwargs: None)
-    patch.setattr("nnunet_nas.iac.trainers.draw_cell", lambda *args, **kwargs: None)
-    patch.setattr("nnunetv2.training.logging.nnunet_logger.LocalLogger.plot_progress_png", lambda *args: None)
-
-
 def prepare(dataset):
     """A backbone for `2d`, and settings for searches of seconds."""
     set_settings(dataset, "2d", "iac_lth", **SHORT)
@@ -54,7 +45,7 @@ def prepare(dataset):
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    leave_out_pictures(monkeypatch)
+    leave_out_pictures(monkeypatch, *PICTURES)
 
 
 @pytest.fixture
@@ -77,7 +68,7 @@ def finished_search(fake_preprocessed, tmp_path_factory):
         patch.setenv("nnUNet_n_proc_DA", "0")
         for name in FOLDERS:
             patch.setenv(name, str(root / name))
-        leave_out_pictures(patch)
+        leave_out_pictures(patch, *PICTURES)
         prepare(dataset)
         make_trainer(nnUNetTrainerIACLTHSearch, dataset).run_training()
     return root

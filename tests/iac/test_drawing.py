@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from figures import drawn_texts, with_boxes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.image import imread
 from matplotlib.patches import Circle, FancyBboxPatch
-from matplotlib.text import Text
 
 from nnunet_nas.iac import drawing
 from nnunet_nas.iac.drawing import (
@@ -68,25 +68,6 @@ def search(epochs, *, tests=True, measured=True):
     return history
 
 
-def names_of(figure):
-    """The texts that are really drawn (matplotlib keeps more, for ticks beyond an axis), with their boxes in pixels."""
-    drawn = []
-    draw = Text.draw
-
-    def record(text, *arguments, **keywords):
-        drawn.append(text)
-        return draw(text, *arguments, **keywords)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Text, "draw", record)
-        figure.canvas.draw()
-    return with_boxes(figure, [text for text in drawn if text.get_visible() and text.get_text()])
-
-
-def with_boxes(figure, artists):
-    return [(artist, artist.get_window_extent(figure.canvas.get_renderer())) for artist in artists]
-
-
 def overlap(one, other):
     return min(one.x1, other.x1) - max(one.x0, other.x0) > 0 and min(one.y1, other.y1) - max(one.y0, other.y0) > 0
 
@@ -99,7 +80,7 @@ def inside(one, other):
 @settings(max_examples=15, deadline=None)
 def test_names_in_a_cell_never_overlap(cell, title):
     figure = cell_figure(cell, title)
-    texts = names_of(figure)
+    texts = drawn_texts(figure)
     for (one, one_box), (other, other_box) in itertools.combinations(texts, 2):
         assert not overlap(one_box, other_box), (one.get_text(), other.get_text())
     assert all(inside(box, figure.bbox) for _, box in texts)
@@ -115,7 +96,7 @@ def test_names_in_a_cell_never_overlap(cell, title):
 @given(genotypes)
 @settings(max_examples=15, deadline=None)
 def test_a_cell_shows_every_operation_and_node(cell):
-    names = [text.get_text() for text, _ in names_of(cell_figure(cell))]
+    names = [text.get_text() for text, _ in drawn_texts(cell_figure(cell))]
     for operation in OPERATIONS:
         shown = names.count(operation.replace("_", " "))
         assert shown == sum(edge.operation == operation for edge in cell.edges)
@@ -199,7 +180,7 @@ def test_panels_of_tests_are_left_out_where_there_are_none():
 
 
 def test_the_progress_names_the_leading_operations_and_the_counts():
-    texts = [text.get_text() for text, _ in names_of(progress_figure(search(40), title="the title"))]
+    texts = [text.get_text() for text, _ in drawn_texts(progress_figure(search(40), title="the title"))]
     assert texts.count("identity") == 14  # the only one left
     assert "the title" in texts
     assert "operations left:\n14 of 98" in texts
@@ -207,7 +188,7 @@ def test_the_progress_names_the_leading_operations_and_the_counts():
 
 
 def test_during_warmup_nothing_leads():
-    texts = [text.get_text() for text, _ in names_of(progress_figure(search(3), title=""))]
+    texts = [text.get_text() for text, _ in drawn_texts(progress_figure(search(3), title=""))]
     assert texts.count("tie") == 14
 
 
@@ -226,7 +207,7 @@ def test_names_in_the_other_pictures_are_inside_and_apart(draw, epochs, tests):
     history = search(epochs, tests=tests)
     title = "nnUNetTrainerIACLTHSearch, 3d_fullres, fold 0"
     figure = draw(history, title=title) if draw is progress_figure else draw(analyse(history), title)
-    texts = names_of(figure)
+    texts = drawn_texts(figure)
     for text, box in texts:
         assert inside(box, figure.bbox), text.get_text()
     for (one, one_box), (other, other_box) in itertools.combinations(texts, 2):

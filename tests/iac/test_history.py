@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from nnunet_nas.errors import DataProblem
-from nnunet_nas.iac import history as module
 from nnunet_nas.iac.genotype import NODES
 from nnunet_nas.iac.history import SearchHistory, expected_end
 from nnunet_nas.iac.pruning import StabilityPruning
@@ -120,7 +119,7 @@ def test_an_empty_history_can_be_saved(tmp_path):
 
 def test_the_file_is_replaced_whole(tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(module, "replace_file", lambda path, content: written.append((path, content)))
+    monkeypatch.setattr("nnunet_nas.histories.replace_file", lambda path, content: written.append((path, content)))
     history_of(epoch()).save(tmp_path / "search_history.npz")
     assert list(tmp_path.iterdir()) == []
     ((path, content),) = written

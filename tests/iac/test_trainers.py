@@ -1,7 +1,6 @@
 """The life of a search: what it writes, how it goes on, what it refuses. Networks are tiny and untrained."""
 
 import json
-import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +11,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import SHORT, make_backbone, search_folder
-from searches import make_trainer, read_plans, refused, search, set_settings
+from searches import (
+    kill_in,
+    make_trainer,
+    poison,
+    read_plans,
+    refused,
+    search,
+    search_in_two_processes,
+    set_settings,
+    use_regions_and_an_ignore_label,
+)
 
 from nnunet_nas.iac.genotype import EDGES, Genotype
 from nnunet_nas.iac.history import SearchHistory
@@ -127,14 +136,8 @@ def test_interrupted_and_continued_it_ends_bit_for_bit_as_without(trainer_class,
 @SLOW
 @NO_PICTURES
 def test_killed_before_the_plans_were_written_it_only_writes_them(searchable, monkeypatch):
-    def die(self):
-        raise KeyboardInterrupt
-
     trainer = make_trainer(nnUNetTrainerIACLTHSearch, searchable)
-    with monkeypatch.context() as patch:
-        patch.setattr(nnUNetTrainerIACLTHSearch, "_add_results", die)
-        with pytest.raises(KeyboardInterrupt):
-            trainer.run_training()
+    kill_in(trainer, "_add_results")
     assert "2d_iaclth" not in read_plans(searchable)["configurations"]
     monkeypatch.setattr(nnUNetTrainerIACLTHSearch, "train_step", None)
     again = search(nnUNetTrainerIACLTHSearch, searchable, resume=True)
@@ -241,15 +244,7 @@ def test_cells_on_a_tiny_backbone(searchable):
 @SLOW
 @NO_PICTURES
 def test_regions_and_an_ignore_label_work(searchable):
-    description = json.loads((searchable / "dataset.json").read_text())
-    description["labels"] = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
-    description["regions_class_order"] = [1, 2]
-    (searchable / "dataset.json").write_text(json.dumps(description))
-    for file in (searchable / "nnUNetPlans_2d").glob("*.pkl"):
-        properties = pickle.loads(file.read_bytes())
-        # Where nnU-Net looks for annotated voxels if there is an ignore label.
-        properties["class_locations"][-1, 0, 1, 2] = properties["class_locations"][1]
-        file.write_bytes(pickle.dumps(properties))
+    use_regions_and_an_ignore_label(searchable)
     make_backbone(searchable, seed=2)
     trainer = search(nnUNetTrainerIACLTHSearch, searchable)
     assert trainer.label_manager.has_regions
@@ -399,16 +394,9 @@ def test_changed_settings_are_not_mixed_into_a_search(searchable, capsys):
 
 @SLOW
 @NO_PICTURES
-def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_epoch(searchable, capsys, monkeypatch):
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_epoch(searchable, capsys):
     trainer = make_trainer(nnUNetTrainerIACLTHSearch, searchable)
-    step = trainer.train_step
-
-    def poisoned(batch):
-        if trainer.current_epoch == 2:
-            batch["data"][:] = float("nan")
-        return step(batch)
-
-    monkeypatch.setattr(trainer, "train_step", poisoned)
+    poison(trainer, epoch=2)
     text = refused(4, trainer.run_training, capsys)
     assert "the loss became nan in epoch 2" in text
     again = search(nnUNetTrainerIACLTHSearch, searchable, resume=True)
@@ -451,3 +439,16 @@ def test_validation_alone_says_that_there_is_none(searched, capsys):
     trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
     trainer.perform_actual_validation()
     assert "nnUNetv2_train 11 2d_iaclth 0 -tr nnUNetTrainerIACRetrofit" in capsys.readouterr().out
+
+
+@SLOW
+def test_two_processes_take_the_same_decisions(searchable, tmp_path):
+    set_settings(searchable, "2d", "iac_lth", num_epochs=30, architecture_lr=0.05, gamma=4.0)
+    first, second = search_in_two_processes(nnUNetTrainerIACLTHSearch, searchable, tmp_path)
+    assert first["network"]["alpha"].any()
+    active = first["history"]["active"]
+    assert active.equal(second["history"]["active"])
+    # The graph got smaller step by step, until one operation per edge was left.
+    assert len(active.sum((1, 2)).unique()) > 2
+    assert active[-1].sum(1).eq(1).all()
+    assert "2d_iaclth" in read_plans(searchable)["configurations"]

@@ -1,5 +1,6 @@
 """A small synthetic data set, planned and preprocessed by nnU-Net's own commands, once per test run."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from commands import run
+from commands import LOADING, run
 
 NUMBER = "998"
 
@@ -38,3 +39,10 @@ def workspace(phantom, tmp_path):
     """A copy of the phantom's folders that a test may change."""
     shutil.copytree(phantom, tmp_path / "work")
     return tmp_path / "work"
+
+
+@pytest.fixture(scope="session")
+def trainers(tmp_path_factory):
+    """The variable that a user exports once, and the short trainer of these tests beside ours."""
+    folder = run(tmp_path_factory.mktemp("ext_path"), "nnunet_nas", "ext_path").stdout.strip()
+    return {**LOADING, "nnUNet_extTrainer": f"{folder}{os.pathsep}{Path(__file__).parent / 'trainers'}"}

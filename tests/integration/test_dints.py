@@ -1,22 +1,15 @@
 """From a search of the topology to a prediction, with nnU-Net's own commands; kills on the way."""
 
 import json
-import os
-import random
 import shutil
-import signal
-import time
 
-import numpy as np
 import pytest
-import torch
-from commands import ONE_PROCESS, run, start
+from commands import LOADING, ONE_PROCESS, PLANS, assert_kills_leave_no_trace, configurations, run
 
 from nnunet_nas.dints.history import TopologyHistory
 from nnunet_nas.dints.topology import Topology
 
 pytestmark = pytest.mark.integration
-PLANS = "nnUNet_preprocessed/Dataset998_Phantom/nnUNetPlans.json"
 FOLDER = "nnUNet_results/Dataset998_Phantom/nnUNetTrainerDiNTSSearch__nnUNetPlans__2d/fold_0"
 SEARCH = ("nnUNetv2_train", "998", "2d", "0", "-tr", "nnUNetTrainerDiNTSSearch", "-device", "cpu")
 SETTINGS = {
@@ -29,21 +22,6 @@ SETTINGS = {
     # Large, so that seven epochs decide something.
     "architecture_lr": 0.2,
 }
-# Loading in the same process, so that runs can be compared.
-LOADING = {"nnUNet_n_proc_DA": "0"}
-
-
-def configurations(root):
-    return json.loads((root / PLANS).read_text())["configurations"]
-
-
-@pytest.fixture(scope="module")
-def trainers(tmp_path_factory):
-    """The variable that a user exports once, for the search only."""
-    return {
-        **LOADING,
-        "nnUNet_extTrainer": run(tmp_path_factory.mktemp("ext_path"), "nnunet_nas", "ext_path").stdout.strip(),
-    }
 
 
 @pytest.fixture
@@ -80,40 +58,12 @@ def test_from_the_search_to_a_prediction_on_another_machine(work, trainers, tmp_
     assert len(list((tmp_path / "out").glob("*.png"))) == len(list(images.iterdir())) == 2
 
 
-def test_killed_at_random_instants_it_ends_as_if_nothing_had_happened(work, trainers, tmp_path):
-    untouched = tmp_path / "untouched"
-    shutil.copytree(work, untouched)
-    plans = (work / PLANS).read_bytes()
-    moments = random.Random(20260804)
-    # While only weights learn (the first 11 of 21 parts of seven epochs), and while the topology does.
-    for epochs in (0, 2, 5):
-        killed = start(work, *SEARCH, *(("--c",) if epochs else ()), extra=trainers)
-        deadline = time.monotonic() + 300
-        while finished_epochs(work) < epochs or not (work / FOLDER).exists():
-            assert killed.poll() is None, killed.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        time.sleep(moments.random() * 0.5)
-        os.killpg(killed.pid, signal.SIGKILL)
-        killed.communicate()
-        assert (work / PLANS).read_bytes() == plans or "2d_dints" in configurations(work)
-    run(work, *SEARCH, "--c", extra=trainers)
-    run(untouched, *SEARCH, extra=trainers)
-
-    assert configurations(work)["2d_dints"]["architecture"] == configurations(untouched)["2d_dints"]["architecture"]
-    ours, theirs = (TopologyHistory.load(root / FOLDER / "search_history.npz").arrays() for root in (work, untouched))
-    for name, value in theirs.items():
-        if name != "seconds":
-            np.testing.assert_array_equal(ours[name], value, err_msg=name)
-    ours, theirs = (
-        torch.load(root / FOLDER / "checkpoint_final.pth")["search"]["network"] for root in (work, untouched)
+def test_killed_at_random_instants_it_ends_as_if_nothing_had_happened(work, trainers):
+    # The kills fall into the first 11 of 21 parts of seven epochs, when only weights learn, and into the rest.
+    ours, theirs = assert_kills_leave_no_trace(
+        work, FOLDER, SEARCH, "2d_dints", history=TopologyHistory, extra=trainers, seed=20260804
     )
-    assert any(value.any() for key, value in theirs.items() if key.endswith("edge_logits"))
-    assert ours.keys() == theirs.keys()
-    for key, value in theirs.items():
-        assert value.equal(ours[key]), key
-
-
-def finished_epochs(root):
-    path = root / FOLDER / "checkpoint_latest.pth"
-    return torch.load(path)["current_epoch"] if path.exists() else 0
+    assert any(value.any() for key, value in theirs["network"].items() if key.endswith("edge_logits"))
+    assert ours["network"].keys() == theirs["network"].keys()
+    for key, value in theirs["network"].items():
+        assert value.equal(ours["network"][key]), key

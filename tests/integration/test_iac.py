@@ -1,40 +1,18 @@
 """From a trained backbone to a prediction with searched cells, with nnU-Net's own commands; kills on the way."""
 
 import json
-import os
-import random
 import shutil
-import signal
-import time
-from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from commands import ONE_PROCESS, run, start
+from commands import LOADING, ONE_PROCESS, assert_kills_leave_no_trace, configurations, run
 
 from nnunet_nas.iac.history import SearchHistory
 
 pytestmark = pytest.mark.integration
-PLANS = "nnUNet_preprocessed/Dataset998_Phantom/nnUNetPlans.json"
-RESULTS = "nnUNet_results/Dataset998_Phantom"
-FOLDER = f"{RESULTS}/nnUNetTrainerIACLTHSearch__nnUNetPlans__2d/fold_0"
+FOLDER = "nnUNet_results/Dataset998_Phantom/nnUNetTrainerIACLTHSearch__nnUNetPlans__2d/fold_0"
 SEARCH = ("nnUNetv2_train", "998", "2d", "0", "-tr", "nnUNetTrainerIACLTHSearch", "-device", "cpu")
 SHORT = ("num_epochs=30", "warmup_epochs=2", "num_iterations_per_epoch=2", "num_val_iterations_per_epoch=0", "gamma=8")
 RETROFIT = ("num_epochs=1", "num_iterations_per_epoch=2", "num_val_iterations_per_epoch=1")
-# Loading in the same process, so that runs can be compared.
-LOADING = {"nnUNet_n_proc_DA": "0"}
-
-
-def configurations(root):
-    return json.loads((root / PLANS).read_text())["configurations"]
-
-
-@pytest.fixture(scope="module")
-def trainers(tmp_path_factory):
-    """The variable that a user exports once, and the short trainer of these tests beside it."""
-    folder = run(tmp_path_factory.mktemp("ext_path"), "nnunet_nas", "ext_path").stdout.strip()
-    return {**LOADING, "nnUNet_extTrainer": f"{folder}{os.pathsep}{Path(__file__).parent / 'trainers'}"}
 
 
 @pytest.fixture(scope="module")
@@ -80,39 +58,13 @@ def test_from_the_backbone_to_a_prediction_on_another_machine(work, trainers, tm
     assert len(list((tmp_path / "out").glob("*.png"))) == len(list(images.iterdir())) == 2
 
 
-def test_killed_at_random_instants_it_ends_as_if_nothing_had_happened(work, trainers, tmp_path):
-    untouched = tmp_path / "untouched"
-    shutil.copytree(work, untouched)
-    plans = (work / PLANS).read_bytes()
-    moments = random.Random(20260721)
-    for epochs in (0, 2, 5):
-        killed = start(work, *SEARCH, *(("--c",) if epochs else ()), extra=trainers)
-        deadline = time.monotonic() + 300
-        while finished_epochs(work) < epochs or not (work / FOLDER / "theta_0.pth").exists():
-            assert killed.poll() is None, killed.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        time.sleep(moments.random() * 0.5)
-        os.killpg(killed.pid, signal.SIGKILL)
-        killed.communicate()
-        assert (work / PLANS).read_bytes() == plans or "2d_iaclth" in configurations(work)
-    run(work, *SEARCH, "--c", extra=trainers)
-    run(untouched, *SEARCH, extra=trainers)
-
-    assert configurations(work)["2d_iaclth"]["architecture"] == configurations(untouched)["2d_iaclth"]["architecture"]
-    ours, theirs = (SearchHistory.load(root / FOLDER / "search_history.npz").arrays() for root in (work, untouched))
-    for name, value in theirs.items():
-        if name != "seconds":
-            np.testing.assert_array_equal(ours[name], value, err_msg=name)
-    ours, theirs = (torch.load(root / FOLDER / "checkpoint_final.pth")["search"] for root in (work, untouched))
+def test_killed_at_random_instants_it_ends_as_if_nothing_had_happened(work, trainers):
+    ours, theirs = assert_kills_leave_no_trace(
+        work, FOLDER, SEARCH, "2d_iaclth", history=SearchHistory, extra=trainers, seed=20260721, begun="theta_0.pth"
+    )
     assert ours["alpha"].any()
     assert ours["alpha"].equal(theirs["alpha"])
     assert ours["beta"].equal(theirs["beta"])
-
-
-def finished_epochs(root):
-    path = root / FOLDER / "checkpoint_latest.pth"
-    return torch.load(path)["current_epoch"] if path.exists() else 0
 
 
 def test_a_missing_backbone_is_one_line(workspace, trainers):

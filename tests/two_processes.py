@@ -1,23 +1,24 @@
 """One of two processes of a search on CPU; nnU-Net's own launcher for several GPUs knows CUDA only.
 
-Called as `python two_processes.py RANK PORT DATASET_FOLDER OUTPUT`.
+Called as `python two_processes.py RANK PORT TRAINER DATASET_FOLDER OUTPUT`.
 """
 
 import sys
 from pathlib import Path
 
 import torch
+from searches import make_trainer
 from torch import distributed as dist
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from searches import make_trainer
-
 from nnunet_nas.dints.trainers import nnUNetTrainerDiNTSSearch
+from nnunet_nas.iac.trainers import nnUNetTrainerIACLTHSearch
+
+TRAINERS = {trainer.__name__: trainer for trainer in (nnUNetTrainerDiNTSSearch, nnUNetTrainerIACLTHSearch)}
 
 
-def main(rank, port, dataset, output):
+def main(rank, port, trainer, dataset, output):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    trainer = make_trainer(nnUNetTrainerDiNTSSearch, dataset)
+    trainer = make_trainer(TRAINERS[trainer], dataset)
     # In a process group nnU-Net's constructor takes the CUDA device of the rank for granted.
     trainer.device = torch.device("cpu")
     batches, loss_of = [], trainer.loss_of
@@ -31,8 +32,7 @@ def main(rank, port, dataset, output):
     torch.save(
         {
             "network": trainer.network.state_dict(),
-            "selected": torch.from_numpy(trainer.history.selected),
-            "logits": torch.from_numpy(trainer.history.edge_logits),
+            "history": {name: torch.from_numpy(value) for name, value in trainer.history.arrays().items()},
             "batch_size": trainer.batch_size,
             "batches": batches,
         },
@@ -42,4 +42,4 @@ def main(rank, port, dataset, output):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), sys.argv[5])
