@@ -21,13 +21,12 @@ import io
 import json
 import resource
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
+from timing import Times, alternate
 from torch import Tensor
 
 from nnunet_nas.cli.common import format_table
@@ -39,29 +38,6 @@ MONAI_LEVELS = 4
 TOLERANCE = 1e-9
 # What MONAI adds to probabilities before it takes their logarithm.
 EPSILON = 1e-5
-
-
-@dataclass
-class Times:
-    """Of the repetitions of one version."""
-
-    wall: list[float]
-    cpu: list[float]
-
-    def add(self, run: Callable[[], object]) -> None:
-        """One more repetition."""
-        wall, cpu = time.perf_counter(), time.process_time()
-        run()
-        self.wall.append(time.perf_counter() - wall)
-        self.cpu.append(time.process_time() - cpu)
-
-    def columns(self, name: str) -> dict[str, float]:
-        """Least and median seconds, least CPU seconds."""
-        return {
-            f"{name}_seconds": min(self.wall),
-            f"{name}_median_seconds": float(np.median(self.wall)),
-            f"{name}_cpu_seconds": min(self.cpu),
-        }
 
 
 def random_logits(layers: int, levels: int, seed: int) -> np.ndarray:
@@ -91,7 +67,7 @@ def ratios(result: dict[str, object]) -> dict[str, float]:
 
 def measure_decoding(levels: int, layers: int, repeats: int, *, monai: bool) -> dict[str, object]:
     """Ours for several seeds; MONAI's once, for the first of them."""
-    times, before = Times([], []), peak_mib()
+    times, before = Times(), peak_mib()
     for seed in range(repeats):
         logits = random_logits(layers, levels, seed)
         times.add(partial(decode, logits, levels))
@@ -102,7 +78,7 @@ def measure_decoding(levels: int, layers: int, repeats: int, *, monai: bool) -> 
     search = monai_search(layers, levels)
     search.log_alpha_a.data = torch.from_numpy(logits)
     found, before = [], peak_mib()
-    times = Times([], [])
+    times = Times()
     times.add(lambda: found.append(search.decode()[1] > 0))
     result |= {**times.columns("monai"), "monai_mib": peak_mib() - before}
     ours = decode(logits, levels)
@@ -160,11 +136,7 @@ def measure_losses(levels: int, layers: int, repeats: int, *, monai: bool) -> di
             sys.exit(f"D = {levels}: losses differ by {error:.1e}: the timings would compare different things")
         result["largest_relative_difference"] = error
         runs["monai"] = lambda: gradient(monai_losses(search, EPSILON), search.log_alpha_a)
-    times = {name: Times([], []) for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            times[name].add(run)
-    for name, measured in times.items():
+    for name, measured in alternate(runs, repeats).items():
         result |= measured.columns(name)
     return result | ratios(result) if monai else result
 
@@ -185,11 +157,16 @@ def print_rows(args: argparse.Namespace, title: str, rows: list[dict[str, object
     print(format_table(["D", *columns], table))
 
 
-def decoding(args: argparse.Namespace) -> None:
-    rows = [
-        measure_decoding(levels, args.layers, args.repeats, monai=args.monai and levels <= MONAI_LEVELS)
+def of_levels(measure: Callable[..., dict[str, object]], args: argparse.Namespace) -> list[dict[str, object]]:
+    """A measurement for every number of levels asked for, beside MONAI where MONAI can."""
+    return [
+        measure(levels, args.layers, args.repeats, monai=args.monai and levels <= MONAI_LEVELS)
         for levels in args.levels
     ]
+
+
+def decoding(args: argparse.Namespace) -> None:
+    rows = of_levels(measure_decoding, args)
     columns = {
         "ours ms": ("ours_seconds", 1e3, ".1f"),
         "median": ("ours_median_seconds", 1e3, ".1f"),
@@ -207,10 +184,7 @@ def decoding(args: argparse.Namespace) -> None:
 
 
 def losses(args: argparse.Namespace) -> None:
-    rows = [
-        measure_losses(levels, args.layers, args.repeats, monai=args.monai and levels <= MONAI_LEVELS)
-        for levels in args.levels
-    ]
+    rows = of_levels(measure_losses, args)
     columns = {
         "ours ms": ("ours_seconds", 1e3, ".1f"),
         "median": ("ours_median_seconds", 1e3, ".1f"),

@@ -7,11 +7,11 @@ minima over alternating repetitions.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from timing import alternate, gpu_peak_mib
 from torch import Tensor, nn
 
 from nnunet_nas.blocks import Blocks
@@ -88,16 +88,11 @@ def measure(size: int, features: int, repeats: int, device: torch.device) -> lis
             )
             for name in candidates
         }
-        best: dict[str, list[float]] = {name: [float("inf")] * 2 for name in candidates}
-        for _ in range(repeats):
-            for name, run in steps.items():
-                start, cpu = time.perf_counter(), time.process_time()
-                run()
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                spent = (time.perf_counter() - start, time.process_time() - cpu)
-                best[name] = [min(pair) for pair in zip(best[name], spent, strict=True)]
-        rows += [Row(name, step, *best[name], saved[name], _peak_mib(steps[name], device)) for name in candidates]
+        times = alternate(steps, repeats, device)
+        rows += [
+            Row(name, step, min(times[name].wall), min(times[name].cpu), saved[name], gpu_peak_mib(steps[name], device))
+            for name in candidates
+        ]
     return rows
 
 
@@ -115,12 +110,3 @@ def _prepared(candidate: Candidate, step: str, image: Tensor) -> Callable[[], No
     for parameter in everything:
         parameter.requires_grad_(id(parameter) in trained)
     return run
-
-
-def _peak_mib(run: Callable[[], None], device: torch.device) -> float | None:
-    if device.type != "cuda":
-        return None
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    run()
-    return (torch.cuda.max_memory_allocated(device) - before) / 2**20

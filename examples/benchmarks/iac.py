@@ -22,16 +22,19 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 from plain_pc_darts import PlainCell
+from timing import alternate, gpu_peak_mib
 from torch import Tensor, nn
 
 from nnunet_nas.cli.common import format_table
+from nnunet_nas.dints.memory import kept_mib
 from nnunet_nas.files import replace_file
 from nnunet_nas.iac.genotype import EDGES, OPERATIONS
 from nnunet_nas.iac.history import SearchHistory
@@ -75,11 +78,6 @@ class Level:
         self.skip, self.up = self.skip.to(dtype), self.up.detach().to(dtype).requires_grad_()
 
 
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def step(level: Level, version: str, p: Tensor, w: Tensor, active: np.ndarray) -> Tensor:
     """Forward and backward of one level."""
     if version == "plain":
@@ -88,22 +86,6 @@ def step(level: Level, version: str, p: Tensor, w: Tensor, active: np.ndarray) -
         output = level.fast(level.skip, level.up, Mixture(p * w[:, None], w, active))
     output.square().mean().backward()
     return output.detach()
-
-
-def saved_mib(run: Callable[[], object], weights: list[Tensor]) -> float:
-    """MiB that autograd keeps during `run`, each storage once, without the weights."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in weights}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        run()
-    return sum(kept.values()) / 2**20
 
 
 def measure(
@@ -119,42 +101,24 @@ def measure(
     error = max(difference(level, p, w, active) for level in levels)
     if not error < TOLERANCE:
         sys.exit(f"{name}: outputs or gradients differ by {error:.1e}: the timings would compare different things")
-    seconds: dict[str, list[float]] = {version: [] for version in VERSIONS}
-    cpu_seconds: dict[str, list[float]] = {version: [] for version in VERSIONS}
-    for _ in range(repeats):
-        for version in VERSIONS:
-            forget_gradients(levels)
-            synchronise(device)
-            start, cpu_start = time.perf_counter(), time.process_time()
-            for level in levels:
-                step(level, version, p, w, active)
-            synchronise(device)
-            seconds[version].append(time.perf_counter() - start)
-            cpu_seconds[version].append(time.process_time() - cpu_start)
+
+    def steps(version: str) -> None:
+        forget_gradients(levels)
+        for level in levels:
+            step(level, version, p, w, active)
+
+    times = alternate({version: partial(steps, version) for version in VERSIONS}, repeats, device)
     result = {"geometry": name, "operations": int(active.sum()), "largest_relative_difference": error}
     for version in VERSIONS:
-        runs = [lambda level=level, version=version: step(level, version, p, w, active) for level in levels]
-        result[f"{version}_seconds"] = min(seconds[version])
-        result[f"{version}_median_seconds"] = float(np.median(seconds[version]))
-        result[f"{version}_cpu_seconds"] = min(cpu_seconds[version])
-        result[f"{version}_mib"] = sum(
-            saved_mib(run, parameters(level)) for run, level in zip(runs, levels, strict=True)
-        )
+        runs = [partial(step, level, version, p, w, active) for level in levels]
+        result |= times[version].columns(version)
+        kept = [kept_mib(run, parameters(level)) for run, level in zip(runs, levels, strict=True)]
+        result[f"{version}_mib"] = sum(kept)
         if device.type == "cuda":
-            result[f"{version}_peak_mib"] = max(peak_mib(run, device) for run in runs)
-    result["ratio"] = min(seconds["plain"]) / min(seconds["ours"])
-    result["cpu_ratio"] = min(cpu_seconds["plain"]) / min(cpu_seconds["ours"])
+            result[f"{version}_peak_mib"] = max(gpu_peak_mib(run, device) for run in runs)
+    result["ratio"] = result["plain_seconds"] / result["ours_seconds"]
+    result["cpu_ratio"] = result["plain_cpu_seconds"] / result["ours_cpu_seconds"]
     return result
-
-
-def peak_mib(run: Callable[[], object], device: torch.device) -> float:
-    """MiB of GPU memory that `run` needs at most, above what is allocated before it."""
-    torch.cuda.synchronize(device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    run()
-    torch.cuda.synchronize(device)
-    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
 def parameters(level: Level) -> list[Tensor]:
