@@ -101,13 +101,16 @@ def network_spec(plans: dict[str, Any], name: str, dataset_json: dict[str, Any])
         ) from error
 
 
-def build_network(spec: NetworkSpec, *, seed: int | None = None, deep_supervision: bool = False) -> nn.Module:
+def build_network(
+    spec: NetworkSpec, *, seed: int | None = None, deep_supervision: bool = False, initialise: bool = True
+) -> nn.Module:
     """The network with nnU-Net's own initialisation, float32, on the CPU.
 
     Args:
         spec: what to build.
         seed: Python, NumPy and torch are seeded with it first; None leaves the random states alone.
         deep_supervision: whether `forward` returns a list of logits.
+        initialise: False leaves torch's own initial weights.
 
     Raises:
         DataProblem: nnU-Net cannot build it (for instance norm groups that do not divide a narrow width).
@@ -122,7 +125,7 @@ def build_network(spec: NetworkSpec, *, seed: int | None = None, deep_supervisio
                 *(spec.architecture[key] for key in _ARCHITECTURE_KEYS),
                 spec.input_channels,
                 spec.output_channels,
-                allow_init=True,
+                allow_init=initialise,
                 deep_supervision=deep_supervision,
             )
     except NETWORK_ERRORS as error:
@@ -165,5 +168,6 @@ def _without_chatter() -> Iterator[None]:
 
 def build_without_weights(spec: NetworkSpec, *, deep_supervision: bool = False) -> nn.Module:
     """The network on torch's `meta` device: shapes only, no memory and no time, for counting."""
+    # There torch draws normal numbers, of which nothing is kept, in Python: most of the time that building took.
     with torch.device("meta"):
-        return build_network(spec, deep_supervision=deep_supervision)
+        return build_network(spec, deep_supervision=deep_supervision, initialise=False)

@@ -8,7 +8,7 @@ normalisations, activations and sums are not (torch's own `FlopCounterMode` deci
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nnunet_nas.architecture import NETWORK_ERRORS, NetworkSpec, build_without_weights, one_line
 from nnunet_nas.errors import DataProblem
 
-_MIB = 2**20
+MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ def complexity_of(spec: NetworkSpec) -> Complexity:
         parameters=parameters,
         macs=macs,
         flops=2 * macs,
-        inference_mib=inference / _MIB,
-        training_mib=training / _MIB,
-        checkpoint_mib=(stored + 4 * parameters) / _MIB,
+        inference_mib=inference / MIB,
+        training_mib=training / MIB,
+        checkpoint_mib=(stored + 4 * parameters) / MIB,
     )
 
 
@@ -100,20 +100,25 @@ def inference_bytes(network: nn.Module, shape: Sequence[int]) -> int:
 
 
 def training_bytes(network: nn.Module, shape: Sequence[int]) -> int:
-    """Bytes that autograd keeps for the backward pass; a storage kept twice counts once, weights do not count."""
-    weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    """Bytes that autograd keeps of a forward pass for the backward pass; weights do not count."""
+    return kept_bytes(lambda: network(_input_like(network, shape)), list(network.parameters()))
+
+
+def kept_bytes(run: Callable[[], object], not_counted: Sequence[torch.Tensor]) -> int:
+    """Bytes that autograd keeps during `run` for a backward pass; a storage kept twice counts once."""
+    own = {tensor.untyped_storage()._cdata for tensor in not_counted}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
+        if storage._cdata not in own:
             kept[storage._cdata] = storage
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = network(_input_like(network, shape))
+        result = run()
     total = sum(storage.nbytes() for storage in kept.values())
-    del output
+    del result
     return total
 
 

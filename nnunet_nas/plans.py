@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -141,13 +142,16 @@ def staleness(plans: dict[str, Any], name: str) -> str | None:
 
 def package_versions() -> dict[str, str]:
     """Versions of what decides about a search's result, by distribution name."""
-    versions = {"nnunet-nas": __version__}
-    for distribution in _VERSIONED:
-        try:
-            versions[distribution] = version(distribution)
-        except PackageNotFoundError:
-            versions[distribution] = "not installed"
-    return versions
+    return {"nnunet-nas": __version__, **{name: _version_of(name) for name in _VERSIONED}}
+
+
+@cache
+def _version_of(distribution: str) -> str:
+    """Kept, because looking it up means parsing the metadata of the distribution."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def provenance(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nnunet_nas.architecture import NetworkSpec, build_network
+from nnunet_nas.encoders.network import ENCODERS
 from nnunet_nas.xtiny.widths import capped_features
 
 # Geometry as nnU-Net plans it: spatial shape, kernels and strides per stage.
@@ -120,7 +121,21 @@ def with_skip_modules(name, geometry, cap):
     )
 
 
+def with_encoder(name, geometry, cap):
+    """An encoder of timm in place of nnU-Net's; the widths are its own."""
+    plain = spec("PlainConvUNet", geometry, cap)
+    wanted = ("n_stages", "strides", "n_conv_per_stage_decoder", "conv_bias", "norm_op", "norm_op_kwargs", "nonlin")
+    kwargs = {key: plain.architecture["arch_kwargs"][key] for key in (*wanted, "nonlin_kwargs")}
+    architecture = {
+        "network_class_name": "nnunet_nas.encoders.network.TimmUNet",
+        "arch_kwargs": {**kwargs, "encoder": name},
+        "_kw_requires_import": ["norm_op", "nonlin"],
+    }
+    return dataclasses.replace(plain, architecture=architecture)
+
+
 BACKBONES = ("PlainConvUNet", "ResidualEncoderUNet")
+QUICK_ENCODER = "mobilenetv3_large"  # the others take seconds each
 
 
 @pytest.fixture(
@@ -128,7 +143,9 @@ BACKBONES = ("PlainConvUNet", "ResidualEncoderUNet")
         (build, n, g, c) for n in BACKBONES for g in GEOMETRY for build, c in ((spec, 8), (spec, 1), (with_cells, 8))
     ]
     + [(with_topology, n, g, 8) for n in ("whole", "path", "half") for g in GEOMETRY]
-    + [(with_skip_modules, n, g, 8) for n in ("attention", "residual_attention", "nested") for g in GEOMETRY],
+    + [(with_skip_modules, n, g, 8) for n in ("attention", "residual_attention", "nested") for g in GEOMETRY]
+    + [(with_encoder, QUICK_ENCODER, "2d", 8)]
+    + [pytest.param((with_encoder, n, "2d", 8), marks=pytest.mark.integration) for n in ENCODERS if n != QUICK_ENCODER],
     ids=lambda case: f"{case[0].__name__}-{case[1]}-{case[2]}-{case[3]}",
 )
 def network_spec(request):

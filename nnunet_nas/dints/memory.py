@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from nnunet_nas.blocks import Blocks
+from nnunet_nas.complexity import MIB, kept_bytes
 from nnunet_nas.dints.network import ChainDecoder, Edge
 from nnunet_nas.dints.operations import OPERATIONS, SKIP, Level, Stem, operation_steps
 from nnunet_nas.dints.probabilities import log_any, marginals
 from nnunet_nas.dints.topology import Topology, edges
-
-MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -163,20 +162,7 @@ def measure_memory(
 
 def kept_mib(run: Callable[[], object], not_counted: Sequence[Tensor]) -> float:
     """MiB that autograd keeps during `run`, each storage once."""
-    own = {tensor.untyped_storage()._cdata for tensor in not_counted}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage
-        return tensor
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = run()
-    total = sum(storage.nbytes() for storage in kept.values())
-    del result
-    return total / MIB
+    return kept_bytes(run, not_counted) / MIB
 
 
 def _on_meta(build: Callable[[], nn.Module]) -> nn.Module:

@@ -8,6 +8,7 @@ are predicted at full resolution (our choice). The decoder is nnU-Net's own. Sea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,15 @@ def halvings(patch_size: Sequence[int]) -> int:
     return count
 
 
+@cache
+def _starts_at_full(name: str) -> bool:
+    """Whether the first features of an encoder have the resolution of its images."""
+    # Without weights: timm initialises classifiers, too, of VGG-16 120 million weights.
+    with torch.device("meta"):
+        body: Any = timm.create_model(ENCODERS[name], pretrained=False, features_only=True)
+    return bool(body.feature_info.reduction()[0] == 1)
+
+
 class TimmEncoder(nn.Module):
     """Features of every stage, with what a decoder asks of an encoder."""
 
@@ -61,13 +71,12 @@ class TimmEncoder(nn.Module):
     ) -> None:
         """`name` is a key of `ENCODERS`; `n_stages` counts the full resolution."""
         super().__init__()
-        probe: Any = timm.create_model(ENCODERS[name], pretrained=False, features_only=True)
-        reductions: list[int] = probe.feature_info.reduction()
-        self.starts_at_full = reductions[0] == 1
+        self.starts_at_full = _starts_at_full(name)
         count = n_stages if self.starts_at_full else n_stages - 1
         self.body = timm.create_model(
             ENCODERS[name], pretrained=False, features_only=True, in_chans=input_channels, out_indices=range(count)
         )
+        self._leave_out_what_comes_after()
         channels = [int(features) for features in self.body.feature_info.channels()]
         self.output_channels = channels if self.starts_at_full else [_STEM_FEATURES, *channels]
         self.strides = [[1, 1], *[[2, 2]] * (n_stages - 1)]
@@ -82,6 +91,12 @@ class TimmEncoder(nn.Module):
                 2, nn.Conv2d, input_channels, _STEM_FEATURES, 3, 1, conv_bias, norm_op, norm_op_kwargs,
                 nonlin=nonlin, nonlin_kwargs=nonlin_kwargs,
             )  # fmt: skip
+
+    def _leave_out_what_comes_after(self) -> None:
+        """Blocks below the last stage that is read, which timm keeps and runs in its EfficientNets and MobileNets."""
+        module, *position = self.body.feature_info.module_name()[-1].split(".")
+        if module == "blocks":
+            self.body.blocks = self.body.blocks[: int(position[0]) + 1]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Features (b, C, y, x) of images (b, c, y, x), highest resolution first."""
