@@ -114,13 +114,14 @@ def scores(selection):
     return [candidate["score_by_seed"] for candidate in selection["candidates"]]
 
 
+SLOW = pytest.mark.integration
 BASES = [
     ("nnUNetPlans", "2d"),
-    ("nnUNetPlans", "2d_bs4"),
-    ("nnUNetPlans", "3d_lowres"),
+    pytest.param("nnUNetPlans", "2d_bs4", marks=SLOW),
+    pytest.param("nnUNetPlans", "3d_lowres", marks=SLOW),
     ("nnUNetPlans", "3d_fullres"),
     ("nnUNetResEncUNetMPlans", "2d"),
-    ("nnUNetResEncUNetMPlans", "3d_fullres"),
+    pytest.param("nnUNetResEncUNetMPlans", "3d_fullres", marks=SLOW),
 ]
 
 

@@ -161,7 +161,7 @@ def test_it_equals_eq_1_written_out_forward_and_gradients(name, first_level):
             torch.testing.assert_close(value, plain[key], msg=lambda text, key=key: f"{key}: {text}")
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.integration)])
 @FIRST_LEVELS
 @GEOMETRIES
 def test_settled_it_equals_the_discrete_network_with_the_same_weights(name, first_level, seed):

@@ -104,6 +104,7 @@ def test_a_cell_shows_every_operation_and_node(cell):
     assert {"encoder skip", "decoder, upsampled", "concatenation"} <= set(names)
 
 
+@SLOW
 def test_no_wire_of_any_topology_runs_through_a_box_or_a_node():
     # All 1 * 3 * 6 * 10 = 180 ways to choose two inputs for each of the four nodes.
     assert len(TOPOLOGIES) == 180
@@ -157,7 +158,9 @@ def test_a_cell_is_as_wide_as_a_column_at_300_dots_per_inch(tmp_path, title):
     assert 0.02 < (picture[..., :3].min(axis=-1) < 0.5).mean() < 0.5
 
 
-@pytest.mark.parametrize("epochs", [1, pytest.param(2, marks=SLOW), pytest.param(5, marks=SLOW), 40])
+@pytest.mark.parametrize(
+    "epochs", [pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW), pytest.param(5, marks=SLOW), 40]
+)
 @pytest.mark.parametrize("tests", [True, False])
 @pytest.mark.parametrize("measured", [True, False])
 def test_progress_is_drawn_after_every_epoch(tmp_path, epochs, tests, measured):

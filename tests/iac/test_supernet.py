@@ -64,7 +64,7 @@ def unet(cls=PlainConvUNet, conv=nn.Conv2d, norm=nn.InstanceNorm2d, kernels=3, s
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
-@pytest.mark.parametrize("partial", [1, 2, 4])
+@pytest.mark.parametrize("partial", [1, pytest.param(2, marks=pytest.mark.integration), 4])
 @pytest.mark.parametrize("share", [1.0, 0.4])
 @pytest.mark.parametrize("level", LEVELS)
 def test_it_equals_the_plain_implementation_forward_and_gradients(level, share, partial, norm):
