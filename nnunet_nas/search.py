@@ -42,22 +42,32 @@ _STATE_LAYOUT = 1
 _MAXIMUM_NORM = 12.0
 
 
-class InheritedAugmentation(nnUNetTrainer):
-    """Augments as the backbone's training did where that matters, or not at all.
+class ConfiguredTrainer(nnUNetTrainer):
+    """Trains as long as settings in the plans say, and augments as the backbone's training did, or not at all.
 
     A backbone that never saw mirrored images (`nnUNetTrainer_..._NoMirroring`) must not be mirrored now: left and right
     may differ. A setting switches augmentation off the way nnU-Net's own `nnUNetTrainerNoDA` does.
+
+    Attributes:
+        settings: of the method.
     """
 
+    settings: Any
     _inherits_mirroring = False
+
+    def follow_settings(self) -> None:
+        """Once nnU-Net's own constructor is through."""
+        self.num_epochs = self.settings.num_epochs
+        self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = self.settings.num_val_iterations_per_epoch
+        # With two stages nnU-Net's weights of the deep supervision levels are 0/0.
+        self.enable_deep_supervision = self.configuration_manager.network_arch_init_kwargs.get("n_stages", 3) > 2
+        if not self.settings.augmentation:
+            self.get_training_transforms = nnUNetTrainerNoDA.get_training_transforms
 
     def inherit_mirroring(self, axes: tuple[int, ...] | None) -> None:
         """Mirrors along the spatial axes that the backbone's training mirrored, and none beside them."""
         self._inherits_mirroring, self._inherited_axes = True, axes
-
-    def switch_augmentation_off(self) -> None:
-        """Uses the validation transforms for training."""
-        self.get_training_transforms = nnUNetTrainerNoDA.get_training_transforms
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, Any]:
         """nnU-Net's choice with the backbone's mirroring; without augmentation no mirroring and no margin."""
@@ -71,8 +81,20 @@ class InheritedAugmentation(nnUNetTrainer):
         self.inference_allowed_mirroring_axes = mirror_axes
         return rotation, dummy_2d, patch_size, mirror_axes
 
+    @abstractmethod
+    def checkpoint(self) -> dict[str, Any]:
+        """What is kept."""
 
-class SearchTrainer(InheritedAugmentation):
+    def save_checkpoint(self, filename: str) -> None:
+        """Writes atomically: a kill leaves the old file or the new one."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            return
+        content = io.BytesIO()
+        torch.save(self.checkpoint(), content)
+        replace_file(Path(filename), content.getvalue())
+
+
+class SearchTrainer(ConfiguredTrainer):
     """The life of a search; see the module."""
 
     settings_class: ClassVar[type[Any]]
@@ -95,20 +117,14 @@ class SearchTrainer(InheritedAugmentation):
     ) -> None:
         with exit_with_one_line():
             resolved = resolve_configuration(plans, configuration)
-            self.settings: Any = read_settings(self.settings_class, resolved)
+            self.settings = read_settings(self.settings_class, resolved)
             if resolved.get("previous_stage"):
                 raise UsageError(
                     f"{configuration} is the second stage of a cascade, whose input is another network's prediction: "
                     f"search on a configuration without previous_stage"
                 )
             super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs = self.settings.num_epochs
-        self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
-        self.num_val_iterations_per_epoch = self.settings.num_val_iterations_per_epoch
-        # With two stages nnU-Net's weights of the deep supervision levels are 0/0.
-        self.enable_deep_supervision = self.configuration_manager.network_arch_init_kwargs.get("n_stages", 3) > 2
-        if not self.settings.augmentation:
-            self.switch_augmentation_off()
+        self.follow_settings()
         self.base_digest = configuration_digest(self.plans_manager.plans, configuration)
         self._resumed_from = None
         self._added = False
@@ -341,15 +357,8 @@ class SearchTrainer(InheritedAugmentation):
         for command in self.next_steps():
             self.print_to_log_file("next:", command, add_timestamp=False)
 
-    def save_checkpoint(self, filename: str) -> None:
-        """Writes everything that a restart needs, atomically: a kill leaves the old file or the new one."""
-        if self.local_rank != 0 or self.disable_checkpointing:
-            return
-        content = io.BytesIO()
-        torch.save(self._state(), content)
-        replace_file(Path(filename), content.getvalue())
-
-    def _state(self) -> dict[str, Any]:
+    def checkpoint(self) -> dict[str, Any]:
+        """Everything that a restart needs."""
         return {
             "layout": _STATE_LAYOUT,
             "trainer_name": type(self).__name__,

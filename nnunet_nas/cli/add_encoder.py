@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nnunet_nas.cli.common import add_dataset_arguments, quiet_output, train_and_predict_commands
+from nnunet_nas.cli.common import add_dataset_arguments, add_plans_arguments, quiet_output, train_and_predict_commands
 from nnunet_nas.environment import dataset_number, find_preprocessed_dataset
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.files import read_json
@@ -43,8 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-weights", type=Path, metavar="FILE", help="state dictionary of timm for the encoder (default: random)"
     )
-    parser.add_argument("-o", metavar="NAME", help="write separate plans NAME, not into those of -p")
-    parser.add_argument("--overwrite", action="store_true", help="replace a configuration of that name, if not trained")
+    add_plans_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

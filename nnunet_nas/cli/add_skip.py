@@ -13,7 +13,7 @@ import argparse
 import copy
 import sys
 
-from nnunet_nas.cli.common import add_dataset_arguments, quiet_output, train_and_predict_commands
+from nnunet_nas.cli.common import add_dataset_arguments, add_plans_arguments, quiet_output, train_and_predict_commands
 from nnunet_nas.environment import dataset_number, find_preprocessed_dataset
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.files import read_json
@@ -37,8 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dataset_arguments(parser)
     parser.add_argument("-c", required=True, metavar="CONFIGURATION", help="configuration whose skips are replaced")
     parser.add_argument("-m", required=True, choices=_MODULES, metavar="MODULE", help=f"one of {', '.join(_MODULES)}")
-    parser.add_argument("-o", metavar="NAME", help="write separate plans NAME, not into those of -p")
-    parser.add_argument("--overwrite", action="store_true", help="replace a configuration of that name, if not trained")
+    add_plans_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,6 +20,12 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: %(default)s)")
 
 
+def add_plans_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where a derived configuration goes: `-o` and `--overwrite`."""
+    parser.add_argument("-o", metavar="NAME", help="write separate plans NAME, not into those of -p")
+    parser.add_argument("--overwrite", action="store_true", help="replace a configuration of that name, if not trained")
+
+
 @contextlib.contextmanager
 def quiet_output() -> Iterator[None]:
     """Sends what nnU-Net prints to standard error: standard output is for data only."""

@@ -13,7 +13,13 @@ import argparse
 import json
 import sys
 
-from nnunet_nas.cli.common import add_dataset_arguments, quiet_output, train_and_predict_commands, trainer_for
+from nnunet_nas.cli.common import (
+    add_dataset_arguments,
+    add_plans_arguments,
+    quiet_output,
+    train_and_predict_commands,
+    trainer_for,
+)
 from nnunet_nas.environment import dataset_number, find_preprocessed_dataset
 from nnunet_nas.errors import UsageError
 from nnunet_nas.files import read_json
@@ -32,8 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-from_plans", default="nnUNetPlans", metavar="PLANS", help="plans identifier there (default: %(default)s)"
     )
-    parser.add_argument("-o", metavar="NAME", help="write separate plans NAME beside the target's, not into them")
-    parser.add_argument("--overwrite", action="store_true", help="replace a configuration of that name, if not trained")
+    add_plans_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the added configuration as JSON")
 
 

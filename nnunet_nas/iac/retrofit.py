@@ -7,7 +7,6 @@ environment variable.
 
 from __future__ import annotations
 
-import io
 import random
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,17 @@ from torch._dynamo import OptimizedModule
 from nnunet_nas.backbone import STOCK_TRAINER, BackboneAddress, load_backbone_checkpoint
 from nnunet_nas.environment import folder_from_environment
 from nnunet_nas.errors import DataProblem, exit_with_one_line
-from nnunet_nas.files import replace_file
 from nnunet_nas.iac.network import SkipUNet, load_backbone
 from nnunet_nas.iac.settings import IACRetrofitSettings
 from nnunet_nas.plans import resolve_configuration, staleness
-from nnunet_nas.search import InheritedAugmentation
+from nnunet_nas.search import ConfiguredTrainer
 from nnunet_nas.settings import read_settings
 
 # Methods whose configurations put modules into the skips of a trained backbone.
 _RETROFITTED = ("iac", "iac_lth", "skip")
 
 
-class nnUNetTrainerIACRetrofit(InheritedAugmentation):
+class nnUNetTrainerIACRetrofit(ConfiguredTrainer):
     """Trains cell weights with nnU-Net's loss, optimiser and schedule; everything else stays as the backbone had it."""
 
     def __init__(
@@ -45,14 +43,8 @@ class nnUNetTrainerIACRetrofit(InheritedAugmentation):
             self.settings = read_settings(IACRetrofitSettings, resolve_configuration(plans, configuration))
             self.record = _searched(plans, configuration)
             super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs = self.settings.num_epochs
-        self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
-        self.num_val_iterations_per_epoch = self.settings.num_val_iterations_per_epoch
+        self.follow_settings()
         self.initial_lr = self.settings.initial_lr
-        # With two stages nnU-Net's weights of the deep supervision levels are 0/0.
-        self.enable_deep_supervision = self.configuration_manager.network_arch_init_kwargs.get("n_stages", 3) > 2
-        if not self.settings.augmentation:
-            self.switch_augmentation_off()
         self._resumed = False
 
     def initialize(self) -> None:
@@ -134,15 +126,8 @@ class nnUNetTrainerIACRetrofit(InheritedAugmentation):
         results = folder_from_environment("nnUNet_results")
         return results / self.plans_manager.dataset_name / self.record["search_folder"]
 
-    def save_checkpoint(self, filename: str) -> None:
-        """nnU-Net's checkpoint, written atomically, under the name of nnU-Net's trainer; see the module."""
-        if self.local_rank != 0 or self.disable_checkpointing:
-            return
-        content = io.BytesIO()
-        torch.save(self._checkpoint(), content)
-        replace_file(Path(filename), content.getvalue())
-
-    def _checkpoint(self) -> dict[str, Any]:
+    def checkpoint(self) -> dict[str, Any]:
+        """nnU-Net's, under the name of nnU-Net's trainer; see the module."""
         return {
             "network_weights": self.unwrapped().state_dict(),
             "optimizer_state": self.optimizer.state_dict(),

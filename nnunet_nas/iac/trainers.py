@@ -43,6 +43,21 @@ class CellSearchTrainer(SearchTrainer):
 
     network: IACSupernet
 
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The supernet of a configuration."""
+        backbone = nnUNetTrainer.build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
+        return _supernet(backbone, read_settings(cls.settings_class, configuration_manager.configuration))
+
     def prepare(self) -> None:
         """Puts the fold's trained backbone into the supernet, freezes it, and keeps the initial cell weights."""
         self.backbone = self._load_backbone()
@@ -275,20 +290,6 @@ class nnUNetTrainerIACSearch(BilevelSearchTrainer, CellSearchTrainer):
     settings_class = IACSettings
     result_suffix = "_iac"
 
-    @staticmethod
-    def build_network_architecture(
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> nn.Module:
-        """The supernet of a configuration."""
-        backbone = nnUNetTrainer.build_network_architecture(
-            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
-        )
-        return _supernet(backbone, read_settings(IACSettings, configuration_manager.configuration))
-
     @property
     def finished(self) -> bool:
         """After all epochs."""
@@ -311,20 +312,6 @@ class nnUNetTrainerIACLTHSearch(CellSearchTrainer):
 
     settings_class = IACLTHSettings
     result_suffix = "_iaclth"
-
-    @staticmethod
-    def build_network_architecture(
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> nn.Module:
-        """The supernet of a configuration."""
-        backbone = nnUNetTrainer.build_network_architecture(
-            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
-        )
-        return _supernet(backbone, read_settings(IACLTHSettings, configuration_manager.configuration))
 
     def prepare(self) -> None:
         """As for both searches; all thresholds at their start."""
