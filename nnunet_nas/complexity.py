@@ -122,6 +122,11 @@ def kept_bytes(run: Callable[[], object], not_counted: Sequence[torch.Tensor]) -
     return total
 
 
+def kept_mib(run: Callable[[], object], not_counted: Sequence[torch.Tensor]) -> float:
+    """MiB that autograd keeps during `run`, each storage once."""
+    return kept_bytes(run, not_counted) / MIB
+
+
 def _input_like(network: nn.Module, shape: Sequence[int]) -> torch.Tensor:
     parameter = next(network.parameters())
     return torch.empty(tuple(shape), dtype=parameter.dtype, device=parameter.device)

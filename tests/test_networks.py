@@ -140,6 +140,7 @@ QUICK_ENCODER = "mobilenetv3_large"  # the others take seconds each
 
 @pytest.fixture(
     params=[(build, n, g, c) for n in BACKBONES for g in GEOMETRY for build, c in ((spec, 1), (with_cells, 8))]
+    + [pytest.param((spec, n, g, 8), marks=pytest.mark.integration) for n in BACKBONES for g in GEOMETRY]
     + [(with_topology, n, g, 8) for n in ("whole", "path", "half") for g in GEOMETRY]
     + [(with_skip_modules, n, g, 8) for n in ("attention", "residual_attention", "nested") for g in GEOMETRY]
     + [(with_encoder, QUICK_ENCODER, "2d", 8)]

@@ -15,7 +15,7 @@ from timing import alternate, gpu_peak_mib
 from torch import Tensor, nn
 
 from nnunet_nas.blocks import Blocks
-from nnunet_nas.dints.memory import kept_mib
+from nnunet_nas.complexity import kept_mib
 from nnunet_nas.dints.operations import make_levels
 from nnunet_nas.dints.supernet import DiNTSSupernet
 

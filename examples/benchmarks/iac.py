@@ -34,7 +34,7 @@ from timing import alternate, gpu_peak_mib
 from torch import Tensor, nn
 
 from nnunet_nas.cli.common import format_table
-from nnunet_nas.dints.memory import kept_mib
+from nnunet_nas.complexity import kept_mib
 from nnunet_nas.files import replace_file
 from nnunet_nas.iac.genotype import EDGES, OPERATIONS
 from nnunet_nas.iac.history import SearchHistory

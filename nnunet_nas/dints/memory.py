@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from nnunet_nas.blocks import Blocks
-from nnunet_nas.complexity import MIB, kept_bytes
+from nnunet_nas.complexity import kept_mib
 from nnunet_nas.dints.network import ChainDecoder, Edge
 from nnunet_nas.dints.operations import OPERATIONS, SKIP, Level, Stem, operation_steps
 from nnunet_nas.dints.probabilities import log_any, marginals
@@ -158,11 +158,6 @@ def measure_memory(
         stems=np.array([stem(stage) for stage in stages]),
         fixed=kept_mib(lambda: decoder(ends), list(decoder.parameters())),
     )
-
-
-def kept_mib(run: Callable[[], object], not_counted: Sequence[Tensor]) -> float:
-    """MiB that autograd keeps during `run`, each storage once."""
-    return kept_bytes(run, not_counted) / MIB
 
 
 def _on_meta(build: Callable[[], nn.Module]) -> nn.Module:

@@ -13,12 +13,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import autocast, nn
 
 from nnunet_nas.architecture import NetworkSpec, build_without_weights
-from nnunet_nas.complexity import MIB
+from nnunet_nas.complexity import MIB, kept_mib
 from nnunet_nas.dints.decoding import discretisation_gap
 from nnunet_nas.dints.drawing import draw_progress, draw_topology
 from nnunet_nas.dints.history import TopologyHistory
 from nnunet_nas.dints.losses import ArchitectureTerms, exact_terms, paper_terms
-from nnunet_nas.dints.memory import MemoryModel, kept_mib, measure_memory
+from nnunet_nas.dints.memory import MemoryModel, measure_memory
 from nnunet_nas.dints.probabilities import log_feasible, marginals, operation_entropy, pattern_entropy
 from nnunet_nas.dints.selection import Selection, require_budget, select_topology
 from nnunet_nas.dints.settings import DiNTSSettings

@@ -30,7 +30,7 @@ QUICK = "mobilenetv3_large"  # the others take seconds each
 @pytest.mark.parametrize(
     "encoder", [name if name == QUICK else pytest.param(name, marks=pytest.mark.integration) for name in ENCODERS]
 )
-def test_it_adds_a_network_that_nnunet_can_build(dataset, capsys, encoder):
+def test_it_adds_a_network_that_nnunet_can_train(dataset, capsys, encoder):
     assert main(["add_encoder", "-d", "11", "-c", "2d", "-m", encoder]) == 0
     assert capsys.readouterr().err.splitlines()[0] == f"next: nnUNetv2_train 11 2d_{encoder} 0"
     network, spec = built(dataset, f"2d_{encoder}", deep_supervision=True)
@@ -40,6 +40,17 @@ def test_it_adds_a_network_that_nnunet_can_build(dataset, capsys, encoder):
     assert len(outputs) == len(strides) - 1
     for level, output in enumerate(outputs):
         assert output.shape == (2, spec.output_channels, *(size // 2**level for size in spec.patch_size))
+    sum(output.square().mean() for output in outputs).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    other, _ = built(dataset, f"2d_{encoder}")
+    other.load_state_dict(network.state_dict(), strict=True)
+    network.decoder.deep_supervision = False
+    network.eval()
+    other.eval()
+    assert network(images).equal(other(images))
+    assert network.compute_conv_feature_map_size(spec.patch_size) > 0
     assert all(network.get_submodule(key) for key in network.keys_to_in_proj)
 
 

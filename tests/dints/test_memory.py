@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from nnunet_nas.blocks import Blocks
-from nnunet_nas.complexity import MIB, training_bytes
+from nnunet_nas.complexity import MIB, kept_mib, training_bytes
 from nnunet_nas.dints.decoding import decode
-from nnunet_nas.dints.memory import MemoryModel, kept_mib, measure_memory
+from nnunet_nas.dints.memory import MemoryModel, measure_memory
 from nnunet_nas.dints.network import DiNTSNet
 from nnunet_nas.dints.operations import OPERATIONS, SKIP, make_levels, operation_steps
 from nnunet_nas.dints.topology import Topology, edges
