@@ -42,6 +42,13 @@ _STATE_LAYOUT = 1
 _MAXIMUM_NORM = 12.0
 
 
+def to_bytes(state: dict[str, Any]) -> bytes:
+    """What torch would write into a file."""
+    content = io.BytesIO()
+    torch.save(state, content)
+    return content.getvalue()
+
+
 class ConfiguredTrainer(nnUNetTrainer):
     """Trains as long as settings in the plans say, and augments as the backbone's training did, or not at all.
 
@@ -89,9 +96,7 @@ class ConfiguredTrainer(nnUNetTrainer):
         """Writes atomically: a kill leaves the old file or the new one."""
         if self.local_rank != 0 or self.disable_checkpointing:
             return
-        content = io.BytesIO()
-        torch.save(self.checkpoint(), content)
-        replace_file(Path(filename), content.getvalue())
+        replace_file(Path(filename), to_bytes(self.checkpoint()))
 
 
 class SearchTrainer(ConfiguredTrainer):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from copy import deepcopy
 from pathlib import Path
@@ -28,7 +27,7 @@ from nnunet_nas.iac.relaxation import cosine_power
 from nnunet_nas.iac.settings import CellSettings, IACLTHSettings, IACSettings
 from nnunet_nas.iac.supernet import IACSupernet
 from nnunet_nas.plans import DerivedConfiguration, provenance
-from nnunet_nas.search import BilevelSearchTrainer, SearchTrainer
+from nnunet_nas.search import BilevelSearchTrainer, SearchTrainer, to_bytes
 from nnunet_nas.settings import read_settings
 
 RETROFIT_TRAINER = "nnUNetTrainerIACRetrofit"
@@ -64,7 +63,7 @@ class CellSearchTrainer(SearchTrainer):
         load_backbone(self.network, self.backbone.weights)
         self.network.freeze_backbone()
         self.history = SearchHistory()
-        self._theta_0 = _to_bytes(self.network.cell_state())
+        self._theta_0 = to_bytes(self.network.cell_state())
 
     def _load_backbone(self) -> Backbone:
         address = BackboneAddress(
@@ -365,9 +364,3 @@ def _supernet(backbone: nn.Module, settings: CellSettings) -> IACSupernet:
         raise DataProblem(f"{name} has modules in its skip connections already: search on the configuration below it")
     require_skips(backbone, name)
     return IACSupernet(backbone, settings)
-
-
-def _to_bytes(state: dict[str, torch.Tensor]) -> bytes:
-    content = io.BytesIO()
-    torch.save(state, content)
-    return content.getvalue()
