@@ -1,0 +1,90 @@
+"""How nnU-Net's commands and our own are spelt: what a user is told to run next, word by word as a shell reads it.
+
+An option at nnU-Net's default is left out, as its users leave it out.
+"""
+
+from __future__ import annotations
+
+import shlex
+
+DEFAULT_PLANS = "nnUNetPlans"
+STOCK_TRAINER = "nnUNetTrainer"
+
+
+def plan(dataset: int | str) -> str:
+    """The nnU-Net call that plans a data set and preprocesses it."""
+    return _spelt("nnUNetv2_plan_and_preprocess", "-d", dataset)
+
+
+def train(
+    dataset: int | str,
+    configuration: str,
+    fold: int | str = 0,
+    *,
+    plans: str = DEFAULT_PLANS,
+    trainer: str | None = None,
+    switch: str = "",
+) -> str:
+    """The nnU-Net call that trains.
+
+    Args:
+        dataset: number or name.
+        configuration: to train.
+        fold: 0 to 4, or `all`.
+        plans: plans identifier.
+        trainer: class name; None for nnU-Net's own.
+        switch: `--c` to go on, `--val` to validate only, or nothing.
+    """
+    switches = [switch] if switch else []
+    return _spelt("nnUNetv2_train", dataset, configuration, fold, *_options(plans, trainer), *switches)
+
+
+def predict(
+    dataset: int | str,
+    configuration: str,
+    folds: str = "0",
+    *,
+    plans: str = DEFAULT_PLANS,
+    trainer: str | None = None,
+) -> str:
+    """The nnU-Net call that predicts a folder of images; arguments as in `train`, `folds` separated by spaces."""
+    words = ["-i", "INPUT_FOLDER", "-o", "OUTPUT_FOLDER", "-d", dataset, "-c", configuration, "-f", *folds.split()]
+    return _spelt("nnUNetv2_predict", *words, *_options(plans, trainer))
+
+
+def ours(
+    command: str, dataset: int | str, configuration: str | None = None, *words: str, plans: str = DEFAULT_PLANS
+) -> str:
+    """A call of our own.
+
+    Args:
+        command: for example `select_tiny`.
+        dataset: number or name.
+        configuration: to work on; None where the command takes none.
+        words: further options and values.
+        plans: plans identifier.
+    """
+    chosen = [] if configuration is None else ["-c", configuration]
+    return _spelt("nnunet_nas", command, "-d", dataset, *chosen, *_options(plans, None), *words)
+
+
+def set_search(
+    method: str,
+    *assignments: str,
+    dataset: int | str | None = None,
+    configuration: str | None = None,
+    plans: str = DEFAULT_PLANS,
+) -> str:
+    """The call that changes settings of a search; `...` stands for a data set and configuration that are not known."""
+    if dataset is None or configuration is None:
+        return " ".join(["nnunet_nas set_search ... -m", method, *assignments])
+    return ours("set_search", dataset, configuration, "-m", method, *assignments, plans=plans)
+
+
+def _options(plans: str, trainer: str | None) -> list[str]:
+    chosen_plans = [] if plans == DEFAULT_PLANS else ["-p", plans]
+    return chosen_plans + ([] if trainer in (None, STOCK_TRAINER) else ["-tr", str(trainer)])
+
+
+def _spelt(*words: int | str) -> str:
+    return shlex.join(str(word) for word in words)
