@@ -24,7 +24,7 @@ Settings = TypeVar("Settings")
 _CLASSES = {
     "iac": "nnunet_nas.iac.settings:IACSettings",
     "iac_lth": "nnunet_nas.iac.settings:IACLTHSettings",
-    "iac_retrofit": "nnunet_nas.iac.settings:IACRetrofitSettings",
+    "iac_retrofit": "nnunet_nas.skips.settings:IACRetrofitSettings",
     "dints": "nnunet_nas.dints.settings:DiNTSSettings",
 }
 METHODS = tuple(_CLASSES)

@@ -19,8 +19,8 @@ from nnunet_nas.dints.topology import Topology
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.iac.cell import cell_width
 from nnunet_nas.iac.genotype import Genotype
-from nnunet_nas.iac.network import require_skips
 from nnunet_nas.plans import DerivedConfiguration, configuration_digest, provenance, resolve_configuration
+from nnunet_nas.skips.unet import require_skips
 from nnunet_nas.xtiny.widths import capped_features
 
 _SUFFIXES = {"dints": "_dints", "iac": "_iac", "iac_lth": "_iaclth"}

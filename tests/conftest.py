@@ -22,6 +22,8 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     threads = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
 
+pytest_plugins = ["cell_searches"]
+
 
 def pytest_collection_modifyitems(items):
     """The longest tests first: as the last ones they would keep one worker busy and the others waiting."""

@@ -6,8 +6,8 @@ needs no trainer: its configurations train with stock nnU-Net.
 """
 
 from nnunet_nas.dints.trainers import nnUNetTrainerDiNTSSearch
-from nnunet_nas.iac.retrofit import nnUNetTrainerIACRetrofit
 from nnunet_nas.iac.trainers import nnUNetTrainerIACLTHSearch, nnUNetTrainerIACSearch
+from nnunet_nas.skips.retrofit import nnUNetTrainerIACRetrofit
 
 __all__ = [
     "nnUNetTrainerDiNTSSearch",

@@ -1,4 +1,4 @@
-"""Settings of the searches and of the retrofit; the paper's values are the defaults.
+"""Settings of the searches for cells; the paper's values are the defaults.
 
 Paper: IAC-LTH. `source` says where a default comes from: "paper"; "predecessor" (PC-DARTS and DARTS, which the paper
 follows); "our choice" where all of them are silent.
@@ -68,25 +68,3 @@ class IACLTHSettings(CellSettings):
         minimum=6,
     )
     outlier_k: float = setting(1.0, "our choice", "prunes operations below mean - k * standard deviation", minimum=0)
-
-
-@dataclass(frozen=True)
-class IACRetrofitSettings:
-    """`nas_settings.iac_retrofit`: training of the discrete cells in the frozen backbone (stage III, section 6.4)."""
-
-    method: ClassVar[str] = "iac_retrofit"
-
-    num_epochs: int = setting(200, "paper", "epochs", minimum=1)
-    num_iterations_per_epoch: int = setting(250, "our choice", "training iterations per epoch (nnU-Net's)", minimum=1)
-    num_val_iterations_per_epoch: int = setting(
-        50, "our choice", "validation iterations per epoch (nnU-Net's)", minimum=1
-    )
-    backbone_checkpoint: str = setting(
-        "checkpoint_final.pth", "our choice", "checkpoint of the backbone: a file name in its fold's folder, or a path"
-    )
-    augmentation: bool = setting(True, "paper", "nnU-Net's augmentation; false is the paper's no-augmentation regime")
-    seed: int = setting(0, "our choice", "random seed of fresh cell weights", minimum=0)
-    initial_lr: float = setting(0.01, "paper", "initial learning rate, nnU-Net's optimiser and schedule", minimum=0)
-    init: Literal["auto", "theta_0", "random"] = setting(
-        "auto", "paper", "auto: theta_0 after IAC-LTH, fresh random weights after IAC"
-    )

@@ -29,10 +29,10 @@ from torch import Tensor, nn
 
 from nnunet_nas.iac.cell import COMPUTED_NODES, cell_width
 from nnunet_nas.iac.genotype import EDGES, INPUT_NODES, NODES, OPERATIONS, Genotype
-from nnunet_nas.iac.network import SKIP_PREFIX, SkipUNet
 from nnunet_nas.iac.operations import CONVOLUTIONS, norm_kind, pool
 from nnunet_nas.iac.relaxation import edge_weights, operation_probabilities
 from nnunet_nas.iac.settings import CellSettings
+from nnunet_nas.skips.unet import SKIP_PREFIX, SkipUNet
 
 _EPSILON = 1e-5
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}

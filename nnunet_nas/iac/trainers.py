@@ -14,14 +14,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunet_nas.backbone import Backbone, BackboneAddress, load_backbone_checkpoint
 from nnunet_nas.distributed import broadcast
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.files import replace_file
 from nnunet_nas.iac.drawing import draw_cell, draw_progress
 from nnunet_nas.iac.genotype import EDGES, OPERATIONS, Genotype, discretise
 from nnunet_nas.iac.history import SearchHistory, expected_end
-from nnunet_nas.iac.network import SkipUNet, load_backbone, require_skips
 from nnunet_nas.iac.pruning import StabilityPruning
 from nnunet_nas.iac.relaxation import cosine_power
 from nnunet_nas.iac.settings import CellSettings, IACLTHSettings, IACSettings
@@ -29,6 +27,8 @@ from nnunet_nas.iac.supernet import IACSupernet
 from nnunet_nas.plans import DerivedConfiguration, provenance
 from nnunet_nas.search import BilevelSearchTrainer, SearchTrainer, to_bytes
 from nnunet_nas.settings import read_settings
+from nnunet_nas.skips.backbone import Backbone, BackboneAddress, load_backbone_checkpoint
+from nnunet_nas.skips.unet import SkipUNet, load_backbone, require_skips
 
 RETROFIT_TRAINER = "nnUNetTrainerIACRetrofit"
 THETA_0 = "theta_0.pth"

@@ -1,1 +1,1 @@
-"""Skip connections to compare with: attention gates, residual attention, nested dense skips."""
+"""Modules in the skip connections of a U-Net: the network, the retrofit, and published modules to compare with."""

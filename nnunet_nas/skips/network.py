@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from nnunet_nas.blocks import Blocks, conv_feature_map_size
 from nnunet_nas.errors import DataProblem
-from nnunet_nas.iac.network import SkipUNet, build_backbone
 from nnunet_nas.skips.modules import AttentionGate, NestedSkip, ResidualAttention
+from nnunet_nas.skips.unet import SkipUNet, build_backbone
 
 MODULES = ("attention", "residual_attention", "nested")
 

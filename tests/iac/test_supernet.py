@@ -12,11 +12,12 @@ from torch import nn
 
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.iac.genotype import EDGES, OPERATIONS, Genotype, discretise
-from nnunet_nas.iac.network import SKIP_PREFIX, IACUNet, load_backbone
+from nnunet_nas.iac.network import IACUNet
 from nnunet_nas.iac.operations import CONVOLUTIONS
 from nnunet_nas.iac.relaxation import edge_weights, operation_probabilities
 from nnunet_nas.iac.settings import IACLTHSettings
 from nnunet_nas.iac.supernet import IACSupernet, Mixture, SuperCell, discrete_state
+from nnunet_nas.skips.unet import SKIP_PREFIX, load_backbone
 
 PATH = Path(__file__).parents[2] / "examples/benchmarks/plain_pc_darts.py"
 SPEC = importlib.util.spec_from_file_location("plain_pc_darts", PATH)

@@ -2,15 +2,12 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-from conftest import SHORT, make_backbone, search_folder
+from cell_searches import SHORT, make_backbone
 from searches import (
     kill_in,
     make_trainer,
@@ -25,9 +22,9 @@ from searches import (
 
 from nnunet_nas.iac.genotype import EDGES, Genotype
 from nnunet_nas.iac.history import SearchHistory
-from nnunet_nas.iac.network import SKIP_PREFIX
-from nnunet_nas.iac.retrofit import nnUNetTrainerIACRetrofit
 from nnunet_nas.iac.trainers import nnUNetTrainerIACLTHSearch, nnUNetTrainerIACSearch
+from nnunet_nas.skips.retrofit import nnUNetTrainerIACRetrofit
+from nnunet_nas.skips.unet import SKIP_PREFIX
 
 # More searches of seconds each; the fast layers keep one of each kind.
 SLOW = pytest.mark.integration
@@ -287,70 +284,6 @@ def test_a_backbone_without_mirroring_is_not_mirrored(searchable):
 
 
 @NO_PICTURES
-def test_the_retrofit_starts_at_theta_0_and_leaves_the_backbone_alone(searched):
-    from nnunet_nas.iac.supernet import discrete_state
-
-    found = Genotype.from_json(json.loads((search_folder(searched) / "genotype.json").read_text()))
-    expected = discrete_state(torch.load(search_folder(searched) / "theta_0.pth", weights_only=True), found)
-    backbone = torch.load(
-        search_folder(searched, "nnUNetTrainer") / "checkpoint_final.pth", map_location="cpu", weights_only=False
-    )["network_weights"]
-    trainer = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth")
-    trainer.initialize()
-    trainer.start_from_backbone()
-    state = {key: value.clone() for key, value in trainer.network.state_dict().items()}
-    assert all(state[key].equal(value) for key, value in expected.items())
-    trainer.run_training()
-    checkpoint = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=False)
-    assert checkpoint["trainer_name"] == "nnUNetTrainer"
-    for key, value in checkpoint["network_weights"].items():
-        if not key.startswith(SKIP_PREFIX):
-            assert value.equal(backbone[key]), key
-    assert not checkpoint["network_weights"][f"{SKIP_PREFIX}0.output.weight"].equal(
-        state[f"{SKIP_PREFIX}0.output.weight"]
-    )
-
-
-@SLOW
-@NO_PICTURES
-def test_the_retrofit_of_iac_starts_fresh(searchable):
-    found = search(nnUNetTrainerIACSearch, searchable)
-    theta_0 = torch.load(Path(found.output_folder) / "theta_0.pth", weights_only=True)
-    trainer = make_trainer(nnUNetTrainerIACRetrofit, searchable, configuration="2d_iac")
-    trainer.initialize()
-    trainer.start_from_backbone()
-    key = f"{SKIP_PREFIX}0.output.weight"
-    assert not trainer.network.state_dict()[key].equal(theta_0[key])
-
-
-@NO_PICTURES
-def test_residual_cells_start_exactly_at_the_backbone(searched):
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-    trainer = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth_residual")
-    trainer.initialize()
-    trainer.start_from_backbone()
-    backbone = make_trainer(nnUNetTrainer, searched)
-    backbone.load_checkpoint(str(Path(backbone.output_folder) / "checkpoint_final.pth"))
-    images = torch.randn(2, 1, 32, 32)
-    with torch.no_grad():
-        for ours, theirs in zip(trainer.network.eval()(images), backbone.network.eval()(images), strict=True):
-            assert ours.equal(theirs)
-
-
-@NO_PICTURES
-def test_cells_can_be_put_into_another_folds_backbone(searched, capsys):
-    text = refused(
-        4, make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth", fold=3).run_training, capsys
-    )
-    assert "nnUNetv2_train 11 2d 3" in text
-    make_backbone(searched, fold=3, seed=5)
-    trainer = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth", fold=3)
-    trainer.on_train_start()
-    assert np.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
-
-
-@NO_PICTURES
 def test_a_missing_backbone_names_the_command(searchable, capsys):
     trainer = make_trainer(nnUNetTrainerIACLTHSearch, searchable, fold=4)
     assert "nnUNetv2_train 11 2d 4" in refused(4, trainer.run_training, capsys)
@@ -425,12 +358,6 @@ def test_cells_in_cells_are_refused(searched, capsys):
         capsys,
     )
     assert "already" in text
-
-
-@NO_PICTURES
-def test_a_configuration_without_cells_cannot_be_retrofitted(searchable, capsys):
-    text = refused(4, lambda: make_trainer(nnUNetTrainerIACRetrofit, searchable), capsys)
-    assert "2d has no searched cells" in text
 
 
 @NO_PICTURES

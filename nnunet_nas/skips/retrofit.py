@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch._dynamo import OptimizedModule
 
-from nnunet_nas.backbone import STOCK_TRAINER, BackboneAddress, load_backbone_checkpoint
 from nnunet_nas.environment import folder_from_environment
 from nnunet_nas.errors import DataProblem, exit_with_one_line
-from nnunet_nas.iac.network import SkipUNet, load_backbone
-from nnunet_nas.iac.settings import IACRetrofitSettings
 from nnunet_nas.plans import resolve_configuration, staleness
 from nnunet_nas.search import ConfiguredTrainer
 from nnunet_nas.settings import read_settings
+from nnunet_nas.skips.backbone import STOCK_TRAINER, BackboneAddress, load_backbone_checkpoint
+from nnunet_nas.skips.settings import IACRetrofitSettings
+from nnunet_nas.skips.unet import SkipUNet, load_backbone
 
 # Methods whose configurations put modules into the skips of a trained backbone.
 _RETROFITTED = ("iac", "iac_lth", "skip")

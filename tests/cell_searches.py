@@ -1,4 +1,4 @@
-"""Searches in this process, on the fake data set, with a backbone that nnU-Net initialised and never trained."""
+"""Searches for cells in this process, with backbones that nnU-Net initialised and never trained."""
 
 import shutil
 from pathlib import Path

@@ -1,0 +1,110 @@
+"""The retrofit: cells and published skip modules in a frozen backbone. Networks are tiny and untrained."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cell_searches import make_backbone, search_folder
+from searches import make_trainer, refused, search, set_settings
+
+from nnunet_nas.cli.main import main
+from nnunet_nas.iac.genotype import Genotype
+from nnunet_nas.iac.trainers import nnUNetTrainerIACSearch
+from nnunet_nas.skips.retrofit import nnUNetTrainerIACRetrofit
+from nnunet_nas.skips.unet import SKIP_PREFIX, backbone_weights
+
+SLOW = pytest.mark.integration
+NO_PICTURES = pytest.mark.usefixtures("no_pictures")
+
+
+@NO_PICTURES
+def test_the_retrofit_starts_at_theta_0_and_leaves_the_backbone_alone(searched):
+    from nnunet_nas.iac.supernet import discrete_state
+
+    found = Genotype.from_json(json.loads((search_folder(searched) / "genotype.json").read_text()))
+    expected = discrete_state(torch.load(search_folder(searched) / "theta_0.pth", weights_only=True), found)
+    backbone = torch.load(
+        search_folder(searched, "nnUNetTrainer") / "checkpoint_final.pth", map_location="cpu", weights_only=False
+    )["network_weights"]
+    trainer = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth")
+    trainer.initialize()
+    trainer.start_from_backbone()
+    state = {key: value.clone() for key, value in trainer.network.state_dict().items()}
+    assert all(state[key].equal(value) for key, value in expected.items())
+    trainer.run_training()
+    checkpoint = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=False)
+    assert checkpoint["trainer_name"] == "nnUNetTrainer"
+    for key, value in checkpoint["network_weights"].items():
+        if not key.startswith(SKIP_PREFIX):
+            assert value.equal(backbone[key]), key
+    assert not checkpoint["network_weights"][f"{SKIP_PREFIX}0.output.weight"].equal(
+        state[f"{SKIP_PREFIX}0.output.weight"]
+    )
+
+
+@SLOW
+@NO_PICTURES
+def test_the_retrofit_of_iac_starts_fresh(searchable):
+    found = search(nnUNetTrainerIACSearch, searchable)
+    theta_0 = torch.load(Path(found.output_folder) / "theta_0.pth", weights_only=True)
+    trainer = make_trainer(nnUNetTrainerIACRetrofit, searchable, configuration="2d_iac")
+    trainer.initialize()
+    trainer.start_from_backbone()
+    key = f"{SKIP_PREFIX}0.output.weight"
+    assert not trainer.network.state_dict()[key].equal(theta_0[key])
+
+
+@NO_PICTURES
+def test_residual_cells_start_exactly_at_the_backbone(searched):
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    trainer = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth_residual")
+    trainer.initialize()
+    trainer.start_from_backbone()
+    backbone = make_trainer(nnUNetTrainer, searched)
+    backbone.load_checkpoint(str(Path(backbone.output_folder) / "checkpoint_final.pth"))
+    images = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        for ours, theirs in zip(trainer.network.eval()(images), backbone.network.eval()(images), strict=True):
+            assert ours.equal(theirs)
+
+
+@NO_PICTURES
+def test_cells_can_be_put_into_another_folds_backbone(searched, capsys):
+    text = refused(
+        4, make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth", fold=3).run_training, capsys
+    )
+    assert "nnUNetv2_train 11 2d 3" in text
+    make_backbone(searched, fold=3, seed=5)
+    trainer = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth", fold=3)
+    trainer.on_train_start()
+    assert np.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
+
+
+@NO_PICTURES
+def test_a_configuration_without_cells_cannot_be_retrofitted(searchable, capsys):
+    text = refused(4, lambda: make_trainer(nnUNetTrainerIACRetrofit, searchable), capsys)
+    assert "2d has no searched cells" in text
+
+
+def test_published_modules_train_and_the_backbone_stays(dataset, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    monkeypatch.setattr("nnunetv2.training.logging.nnunet_logger.LocalLogger.plot_progress_png", lambda *args: None)
+    checkpoint = make_backbone(dataset)
+    assert main(["add_skip", "-d", "11", "-c", "2d", "-m", "attention"]) == 0
+    set_settings(
+        dataset, "2d_attention", "iac_retrofit",
+        num_epochs=1, num_iterations_per_epoch=2, num_val_iterations_per_epoch=1,
+    )  # fmt: skip
+    trainer = make_trainer(nnUNetTrainerIACRetrofit, dataset, configuration="2d_attention")
+    trainer.run_training()
+    before = backbone_weights(torch.load(checkpoint, weights_only=False)["network_weights"])
+    after = trainer.unwrapped().state_dict()
+    assert all(after[key].equal(value) for key, value in before.items())
+    fresh = make_trainer(nnUNetTrainerIACRetrofit, dataset, configuration="2d_attention")
+    fresh.initialize()
+    start = fresh.unwrapped().state_dict()
+    moved = [key for key in after if key.startswith(SKIP_PREFIX) and not after[key].equal(start[key])]
+    assert moved
