@@ -109,6 +109,8 @@ def settings_class(name: str) -> type:
         DataProblem: unknown method, or one without settings.
     """
     if name not in WITH_SETTINGS:
-        raise DataProblem(f"nas_settings: unknown method {name!r}; known: {', '.join(WITH_SETTINGS)}: correct the plans")
+        raise DataProblem(
+            f"nas_settings: unknown method {name!r}; known: {', '.join(WITH_SETTINGS)}: correct the plans"
+        )
     found: type = part(str(METHODS[name].settings))
     return found

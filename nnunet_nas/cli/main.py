@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Sequence
 
 from nnunet_nas import __version__
+from nnunet_nas.cli.completion import CompletedParser
 from nnunet_nas.errors import NasError
 
 COMMANDS = (
@@ -37,7 +38,7 @@ COMMANDS = (
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = CompletedParser(
         prog="nnunet_nas",
         description="Finds the network shape that fits a data set and hands it to nnU-Net as a plans configuration.",
         epilog="nnunet_nas COMMAND --help shows a command's options and examples.",

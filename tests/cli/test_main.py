@@ -118,7 +118,7 @@ sys.exit(main.main(["fake"]))
     assert (process.returncode, errors) == (130, "interrupted\n")
 
 
-@pytest.mark.parametrize("arguments", [[], ["no_such_command"], ["ls", "--no_such_option"], ["completion", "tcsh"]])
+@pytest.mark.parametrize("arguments", [[], ["no_such_command"], ["ls", "--no_such_option"], ["completion", "csh"]])
 def test_a_wrong_call_is_exit_code_2_and_names_what_is_wrong(capsys, arguments):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
