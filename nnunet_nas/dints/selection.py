@@ -103,7 +103,7 @@ def _at_price(
 ) -> Selection:
     with np.errstate(divide="ignore"):
         scores = np.log(operations)
-    cost = _path_cost(len(edge_logits), names, model)
+    cost = path_cost(len(edge_logits), names, model)
     priced = np.where(np.isfinite(model.edges), scores - price * cost, -np.inf)
     chosen = priced.argmax(-1)
     memory = np.take_along_axis(cost, chosen[..., None], -1)[..., 0]
@@ -112,15 +112,21 @@ def _at_price(
     # Only ranks matter far from zero, and decoding knows logits up to 1000.
     span = max(float(np.abs(logits).max()), 1.0)
     logits = logits * min(1.0, 500 / span)
-    # nnU-Net's deepest supervised output is at the coarsest level but one.
-    ends = 1 << (model.levels - 1) | 1 << (model.levels - 2)
-    found = decode(logits, model.levels, memory=memory * 2**20, outputs=ends)
+    found = decode(logits, model.levels, memory=memory * 2**20, outputs=output_levels(model.levels))
     topology = Topology.from_arrays(found.selected, [[names[n] for n in row] for row in chosen], model.levels)
     decoded = Decoded(found.selected, negative_log_likelihood(edge_logits, found.selected))
     return Selection(topology, decoded, model.of(topology, list(names)), price)
 
 
-def _path_cost(layers: int, names: Sequence[str], model: MemoryModel) -> np.ndarray:
+def output_levels(levels: int) -> int:
+    """Levels of which the last layer must write one, as the sum of 2^level.
+
+    nnU-Net's deepest supervised output is at the coarsest level but one.
+    """
+    return 1 << (levels - 1) | 1 << (levels - 2)
+
+
+def path_cost(layers: int, names: Sequence[str], model: MemoryModel) -> np.ndarray:
     """MiB of every edge with every operation, the node and the stem that it reads included, (layers, E, N).
 
     Exact for a single path; where several edges read the same node, each pays for it.
