@@ -12,13 +12,13 @@ from typing import Any
 
 from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He, init_last_bn_before_add_to_0
-from torch import nn
+from torch import Tensor, nn
 
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.iac.cell import Cell
 from nnunet_nas.iac.genotype import Genotype
-from nnunet_nas.iac.operations import norm_class, norm_kind
-from nnunet_nas.skips.unet import SkipUNet, build_backbone
+from nnunet_nas.iac.operations import convolution_weights, norm_class, norm_kind
+from nnunet_nas.skips.unet import SKIP_PREFIX, SkipUNet, build_backbone
 
 
 class IACUNet(SkipUNet):
@@ -71,6 +71,30 @@ class IACUNet(SkipUNet):
             )
 
         super().__init__(unet, cell)
+        self.genotype = genotype
+
+    def load_theta_0(self, state: dict[str, Tensor]) -> None:
+        """Sets the cells to the weights that their search began with; norms, which it has not, stay as they are.
+
+        Args:
+            state: of the supernet's cells.
+
+        Raises:
+            DataProblem: they are those of other cells.
+        """
+        own, cells = self.state_dict(), self.decoder.skip_modules
+        try:
+            weights = discrete_state(state, self.genotype)
+            fits = f"{SKIP_PREFIX}{len(cells) - 1}.output.weight" in weights
+            fits = fits and all(own[key].shape == value.shape for key, value in weights.items())
+        except KeyError:
+            fits = False
+        if not fits:
+            raise DataProblem("these weights do not fit the cells of this configuration: was it searched again since?")
+        self.load_state_dict(weights, strict=False)
+        for cell in cells:
+            if cell.residual:
+                cell.zero_output()
 
     @staticmethod
     def initialize(module: nn.Module) -> None:
@@ -79,6 +103,31 @@ class IACUNet(SkipUNet):
         init_last_bn_before_add_to_0(module)
         if isinstance(module, Cell) and module.residual:
             module.zero_output()
+
+
+def discrete_state(state: dict[str, Tensor], genotype: Genotype) -> dict[str, Tensor]:
+    """Weights of the discrete cells out of a supernet's, at full width.
+
+    Args:
+        state: `IACSupernet.cell_state()` of the beginning (theta_0) or of any other epoch.
+        genotype: the operations to take.
+
+    Returns:
+        entries for `IACUNet.load_state_dict`, without norms, which start affine at one and zero.
+    """
+    result = {}
+    levels = sorted({int(key[len(SKIP_PREFIX) :].split(".")[0]) for key in state})
+    for level in levels:
+        prefix = f"{SKIP_PREFIX}{level}."
+        for part in ("project_skip", "project_up"):
+            result[f"{prefix}{part}.0.weight"] = state[f"{prefix}{part}.weight"]
+        for index, edge in enumerate(genotype.edges):
+            for kind, repeat, key in convolution_weights(edge.operation):
+                all_edges = state[f"{prefix}{kind}.{edge.operation}_{repeat}"]
+                result[f"{prefix}operations.{index}.{key}"] = all_edges[edge.row]
+        for part in ("weight", "bias"):
+            result[f"{prefix}output.{part}"] = state[f"{prefix}output.{part}"]
+    return result
 
 
 def _checked_widths(cells: dict[str, Any], levels: int) -> list[int]:

@@ -29,7 +29,7 @@ class ConvolutionShape:
     Attributes:
         size: kernel size k.
         dilation: 1 or 2.
-        repeats: how often (ReLU, depthwise, pointwise, norm) is applied.
+        repeats: how often the layers `LAYERS` are applied.
     """
 
     size: int
@@ -51,6 +51,23 @@ CONVOLUTIONS = {
     "dil_conv_3": ConvolutionShape(size=3, dilation=2, repeats=1),
     "dil_conv_5": ConvolutionShape(size=5, dilation=2, repeats=1),
 }
+
+# What one application is made of, in this order. Checkpoints know the layers by their numbers, so it is for good.
+LAYERS = ("relu", "depthwise", "pointwise", "norm")
+
+
+def convolution_weights(name: str) -> list[tuple[str, int, str]]:
+    """Weights of an operation's convolutions, none for pools and identity.
+
+    Returns:
+        kind (`depthwise` or `pointwise`), number of the application, and key in the state of `build_operation`.
+    """
+    repeats = CONVOLUTIONS[name].repeats if name in CONVOLUTIONS else 0
+    return [
+        (kind, repeat, f"{len(LAYERS) * repeat + LAYERS.index(kind)}.weight")
+        for repeat in range(repeats)
+        for kind in ("depthwise", "pointwise")
+    ]
 
 
 def norm_kind(name: str, norm_op: type[nn.Module] | None) -> str:
@@ -130,10 +147,11 @@ def build_operation(
     kernel, padding = shape.kernel(level_kernel), shape.padding(level_kernel)
     layers: list[nn.Module] = []
     for _ in range(shape.repeats):
-        layers += [
-            nn.ReLU(),  # not in place: other edges read the same node
-            conv_op(channels, channels, kernel, 1, padding, shape.dilation, channels, bias=False),
-            conv_op(channels, channels, 1, bias=False),
-            norm(channels, **norm_kwargs),
-        ]
+        made = {
+            "relu": nn.ReLU(),  # not in place: other edges read the same node
+            "depthwise": conv_op(channels, channels, kernel, 1, padding, shape.dilation, channels, bias=False),
+            "pointwise": conv_op(channels, channels, 1, bias=False),
+            "norm": norm(channels, **norm_kwargs),
+        }
+        layers += [made[layer] for layer in LAYERS]
     return nn.Sequential(*layers)

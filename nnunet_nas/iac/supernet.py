@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnunet_nas.iac.cell import COMPUTED_NODES, cell_width
-from nnunet_nas.iac.genotype import EDGES, INPUT_NODES, NODES, OPERATIONS, Genotype
+from nnunet_nas.iac.genotype import EDGES, INPUT_NODES, NODES, OPERATIONS
 from nnunet_nas.iac.operations import CONVOLUTIONS, norm_kind, pool
 from nnunet_nas.iac.relaxation import edge_weights, operation_probabilities
 from nnunet_nas.iac.settings import CellSettings
@@ -332,30 +332,3 @@ class IACSupernet(SkipUNet):
     def widths(self) -> list[int]:
         """Cell widths per level, highest resolution first, as plans list them."""
         return [cell.width for cell in self.decoder.skip_modules][::-1]
-
-
-def discrete_state(state: dict[str, Tensor], genotype: Genotype) -> dict[str, Tensor]:
-    """Weights of the discrete cells out of a supernet's, at full width.
-
-    Args:
-        state: `IACSupernet.cell_state()` of the beginning (theta_0) or of any other epoch.
-        genotype: the operations to take.
-
-    Returns:
-        entries for `IACUNet.load_state_dict`, without norms, which start affine at one and zero.
-    """
-    result = {}
-    levels = sorted({int(key[len(SKIP_PREFIX) :].split(".")[0]) for key in state})
-    for level in levels:
-        prefix = f"{SKIP_PREFIX}{level}."
-        for part in ("project_skip", "project_up"):
-            result[f"{prefix}{part}.0.weight"] = state[f"{prefix}{part}.weight"]
-        for index, edge in enumerate(genotype.edges):
-            if edge.operation in CONVOLUTIONS:
-                for repeat in range(CONVOLUTIONS[edge.operation].repeats):
-                    for offset, kind in ((1, "depthwise"), (2, "pointwise")):
-                        key = f"{prefix}operations.{index}.{4 * repeat + offset}.weight"
-                        result[key] = state[f"{prefix}{kind}.{edge.operation}_{repeat}"][edge.row]
-        for part in ("weight", "bias"):
-            result[f"{prefix}output.{part}"] = state[f"{prefix}output.{part}"]
-    return result

@@ -171,24 +171,17 @@ def _searched(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
 
 
 def _load_theta_0(network: SkipUNet, path: Path) -> None:
-    """Resets the cells to the weights that the search began with; norms start at one and zero.
+    """Resets the cells to the weights that the search began with.
 
     Raises:
-        DataProblem: the file is missing, or does not fit the genotype.
+        DataProblem: the file is missing, or is that of other cells.
     """
-    from nnunet_nas.iac.supernet import discrete_state
-
     if not path.is_file():
         raise DataProblem(
             f"{path} is missing, the initial weights that IAC-LTH goes back to: restore it, or start from fresh ones "
             f"with nnunet_nas set_search ... -m iac_retrofit init=random"
         )
-    cells = network.decoder.skip_modules
-    weights = discrete_state(torch.load(path, map_location="cpu", weights_only=True), cells[0].genotype)
-    own = network.state_dict()
-    if any(key not in own or own[key].shape != value.shape for key, value in weights.items()):
-        raise DataProblem(f"{path} does not fit the cells of this configuration: was it searched again since?")
-    network.load_state_dict(weights, strict=False)
-    for cell in cells:
-        if cell.residual:
-            cell.zero_output()
+    try:
+        network.load_theta_0(torch.load(path, map_location="cpu", weights_only=True))
+    except DataProblem as error:
+        raise DataProblem(f"{path}: {error}") from error

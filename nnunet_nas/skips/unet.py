@@ -107,6 +107,14 @@ class SkipUNet(AbstractDynamicNetworkArchitectures):
                 module.eval()
         return self
 
+    def load_theta_0(self, state: dict[str, Tensor]) -> None:
+        """Sets the skip modules to the weights that their search began with.
+
+        Raises:
+            DataProblem: these modules were not searched.
+        """
+        raise DataProblem(f"modules of {type(self).__name__} were not searched and have no theta_0: set init=random")
+
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:
         """Elements of all convolutions' outputs, as nnU-Net counts them, for a patch of spatial shape `input_size`."""
         dimensions = convert_conv_op_to_dim(self.encoder.conv_op)

@@ -8,7 +8,7 @@ from torch import nn
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.iac.cell import Cell, cell_width
 from nnunet_nas.iac.genotype import OPERATIONS, Genotype
-from nnunet_nas.iac.operations import CONVOLUTIONS, build_operation, norm_kind, pool
+from nnunet_nas.iac.operations import CONVOLUTIONS, build_operation, convolution_weights, norm_kind, pool
 
 GENOTYPE = Genotype.from_json(
     {
@@ -87,6 +87,24 @@ def test_average_pooling_does_not_count_padding():
     ones = torch.ones(1, 1, 4, 4)
     assert pool(ones, "avg", (3, 3)).equal(ones)
     assert pool(-ones, "max", (3, 3)).equal(-ones)
+
+
+def test_checkpoints_know_the_layers_by_their_numbers():
+    # Fixed for good: weights of trained cells stand in checkpoints under these names.
+    shapes = {key: tuple(value.shape) for key, value in operation("sep_conv_5", (1, 3, 3)).state_dict().items()}
+    depthwise, pointwise, norm = (4, 1, 1, 5, 5), (4, 4, 1, 1, 1), (4,)
+    assert shapes == {
+        "1.weight": depthwise, "2.weight": pointwise, "3.weight": norm, "3.bias": norm,
+        "5.weight": depthwise, "6.weight": pointwise, "7.weight": norm, "7.bias": norm,
+    }  # fmt: skip
+
+
+def test_an_operation_says_where_its_convolutions_are():
+    once = [("depthwise", 0, "1.weight"), ("pointwise", 0, "2.weight")]
+    twice = [*once, ("depthwise", 1, "5.weight"), ("pointwise", 1, "6.weight")]
+    expected = {"sep_conv_3": twice, "sep_conv_5": twice, "dil_conv_3": once, "dil_conv_5": once}
+    for name in OPERATIONS:
+        assert convolution_weights(name) == expected.get(name, [])
 
 
 def test_weights_of_a_separable_convolution_by_hand():

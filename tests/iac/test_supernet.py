@@ -12,11 +12,11 @@ from torch import nn
 
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.iac.genotype import EDGES, OPERATIONS, Genotype, discretise
-from nnunet_nas.iac.network import IACUNet
+from nnunet_nas.iac.network import IACUNet, discrete_state
 from nnunet_nas.iac.operations import CONVOLUTIONS
 from nnunet_nas.iac.relaxation import edge_weights, operation_probabilities
 from nnunet_nas.iac.settings import IACLTHSettings
-from nnunet_nas.iac.supernet import IACSupernet, Mixture, SuperCell, discrete_state
+from nnunet_nas.iac.supernet import IACSupernet, Mixture, SuperCell
 from nnunet_nas.skips.unet import SKIP_PREFIX, load_backbone
 
 PATH = Path(__file__).parents[2] / "examples/benchmarks/plain_pc_darts.py"
@@ -185,7 +185,7 @@ def test_a_settled_supernet_equals_the_discrete_cell_at_the_same_weights():
         **arguments,
     )  # fmt: skip
     load_backbone(discrete, backbone.state_dict())
-    discrete.load_state_dict(discrete_state(supernet.cell_state(), genotype), strict=False)
+    discrete.load_theta_0(supernet.cell_state())
     for cell in discrete.decoder.skip_modules:
         half_the_nodes(cell)
     images = torch.randn(2, 1, 32, 24)
@@ -217,6 +217,27 @@ def test_theta_0_covers_every_weight_of_the_discrete_cells_but_norms(cls):
     }
     own = {name: p for name, p in network.named_parameters() if name.startswith(SKIP_PREFIX) and name not in norms}
     assert {name: value.shape for name, value in weights.items()} == {name: p.shape for name, p in own.items()}
+
+
+@pytest.mark.parametrize("what", ["widths", "levels", "no cells"])
+def test_theta_0_of_other_cells_is_refused(what):
+    backbone, arguments = unet()
+    supernet = IACSupernet(backbone, IACLTHSettings())
+    state, widths = supernet.cell_state(), supernet.widths()
+    if what == "widths":
+        widths = [width + 4 for width in widths]
+    elif what == "levels":
+        state = {key: value for key, value in state.items() if key.startswith(f"{SKIP_PREFIX}0.")}
+    else:
+        state = {f"{SKIP_PREFIX}0.psi.weight": torch.zeros(1)}
+    network = IACUNet(
+        1, 2, backbone="dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        cells={"genotype": GENOTYPE, "widths": widths}, **arguments,
+    )  # fmt: skip
+    before = copy.deepcopy(network.state_dict())
+    with pytest.raises(DataProblem, match="do not fit the cells"):
+        network.load_theta_0(state)
+    assert all(value.equal(before[key]) for key, value in network.state_dict().items())
 
 
 def test_training_changes_cells_alpha_and_beta_and_nothing_else():

@@ -11,6 +11,7 @@ from searches import make_trainer, refused, search, set_settings
 
 from nnunet_nas.cli.main import main
 from nnunet_nas.iac.genotype import Genotype
+from nnunet_nas.iac.network import discrete_state
 from nnunet_nas.iac.trainers import nnUNetTrainerIACSearch
 from nnunet_nas.skips.retrofit import nnUNetTrainerIACRetrofit
 from nnunet_nas.skips.unet import SKIP_PREFIX, backbone_weights
@@ -21,8 +22,6 @@ NO_PICTURES = pytest.mark.usefixtures("no_pictures")
 
 @NO_PICTURES
 def test_the_retrofit_starts_at_theta_0_and_leaves_the_backbone_alone(searched):
-    from nnunet_nas.iac.supernet import discrete_state
-
     found = Genotype.from_json(json.loads((search_folder(searched) / "genotype.json").read_text()))
     expected = discrete_state(torch.load(search_folder(searched) / "theta_0.pth", weights_only=True), found)
     backbone = torch.load(
@@ -54,6 +53,19 @@ def test_the_retrofit_of_iac_starts_fresh(searchable):
     trainer.start_from_backbone()
     key = f"{SKIP_PREFIX}0.output.weight"
     assert not trainer.network.state_dict()[key].equal(theta_0[key])
+
+
+@NO_PICTURES
+def test_theta_0_that_is_lost_or_of_other_cells_is_refused(searched, capsys):
+    path = search_folder(searched) / "theta_0.pth"
+    torch.save({f"{SKIP_PREFIX}0.psi.weight": torch.zeros(1)}, path)
+    trainer = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth")
+    assert f"{path}: these weights do not fit" in refused(4, trainer.on_train_start, capsys)
+    path.unlink()
+    trainer = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth")
+    text = refused(4, trainer.on_train_start, capsys)
+    assert f"{path} is missing" in text
+    assert "init=random" in text
 
 
 @NO_PICTURES
