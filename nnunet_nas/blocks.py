@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
+from dynamic_network_architectures.building_blocks.residual import BasicBlockD, BottleneckD
 from torch import nn
+from torch.overrides import TorchFunctionMode
+
+_CONVOLUTIONS = (torch.conv2d, torch.conv3d, torch.conv_transpose2d, torch.conv_transpose3d)
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,9 @@ def conv_feature_map_size(
 ) -> np.int64:
     """Elements of all convolutions' outputs, as nnU-Net counts them, for one patch.
 
+    Counted are the convolutions that run, so that deep supervision adds its heads. The shortcut of a residual block
+    counts even where it only pools: nnU-Net's own numbers, which its planner's limits are made of, have it so.
+
     Args:
         network: on any device; it is copied to the `meta` device.
         input_channels: of the images.
@@ -77,10 +84,29 @@ def conv_feature_map_size(
     if len(input_size) != dimensions:
         raise ValueError(f"input_size is the spatial shape of a patch, {dimensions} numbers, not {list(input_size)}")
     twin = copy.deepcopy(network).to("meta")
-    sizes: list[int] = []
-    for module in twin.modules():
-        if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-            module.register_forward_hook(lambda _module, _inputs, output: sizes.append(output[0].numel()))
-    with torch.no_grad():
+    outputs = _ConvolutionOutputs()
+    for block in twin.modules():
+        residual = isinstance(block, (BasicBlockD, BottleneckD))
+        if residual and block.input_channels == block.output_channels and isinstance(block.skip, nn.Module):
+            block.skip.register_forward_hook(lambda _module, _inputs, output: outputs.add(output))
+    with torch.no_grad(), outputs:
         twin(torch.empty(1, input_channels, *input_size, device="meta"))
-    return np.int64(sum(sizes))
+    return np.int64(outputs.elements)
+
+
+class _ConvolutionOutputs(TorchFunctionMode):
+    """Sums what convolutions give, of modules and of functions, in `elements`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _CONVOLUTIONS:
+            self.add(result)
+        return result
+
+    def add(self, output: torch.Tensor) -> None:
+        """Counts an output."""
+        self.elements += output.numel()

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nnunet_nas.iac.genotype import INPUT_NODES, NODES, Genotype
-from nnunet_nas.iac.operations import CONVOLUTIONS, build_operation
+from nnunet_nas.iac.operations import build_operation
 
 COMPUTED_NODES = NODES - INPUT_NODES
 
@@ -96,11 +95,3 @@ class Cell(nn.Module):
         """Sets the output convolution to zero."""
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
-
-    def compute_conv_feature_map_size(self, size: Sequence[int]) -> np.int64:
-        """Elements of all convolutions' outputs for a level of spatial shape `size`, as nnU-Net counts them."""
-        convolutions = sum(
-            2 * CONVOLUTIONS[e.operation].repeats for e in self.genotype.edges if e.operation in CONVOLUTIONS
-        )
-        channels = (INPUT_NODES + convolutions) * self.width + self.skip_channels
-        return np.prod([channels, *size], dtype=np.int64)

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -291,7 +290,6 @@ class IACSupernet(SkipUNet):
             )
 
         super().__init__(backbone, cell)
-        self.dimensions = convert_conv_op_to_dim(encoder.conv_op)
         self.nonlinearity = settings.edge_nonlinearity
         self.alpha = nn.Parameter(torch.zeros(len(EDGES), len(OPERATIONS)))
         self.beta = nn.Parameter(torch.zeros(len(EDGES)))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He, init_last_bn_before_add_to_0
 from torch import Tensor, nn
 
-from nnunet_nas.blocks import Blocks, conv_feature_map_size
+from nnunet_nas.blocks import Blocks
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.skips.modules import AttentionGate, NestedSkip, ResidualAttention
 from nnunet_nas.skips.unet import SkipUNet, build_backbone
@@ -66,15 +65,10 @@ class SkipModuleUNet(SkipUNet):
             return NestedSkip(blocks, channels, encoder.output_channels[-(level + 1)], level, kernel)
 
         super().__init__(unet, module)
-        self.input_channels, self.dimensions = input_channels, blocks.dimensions
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Logits of images (b, c, *spatial); see `SkipDecoder.forward`."""
         return self.decoder(self.encoder(x), [])
-
-    def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:
-        """Elements of all convolutions' outputs, as nnU-Net counts them, for a patch of spatial shape `input_size`."""
-        return conv_feature_map_size(self, self.input_channels, input_size, self.dimensions)
 
     @staticmethod
     def initialize(module: nn.Module) -> None:

@@ -16,6 +16,7 @@ from dynamic_network_architectures.architectures.abstract_arch import AbstractDy
 from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
 from torch import Tensor, nn
 
+from nnunet_nas.blocks import conv_feature_map_size
 from nnunet_nas.errors import DataProblem
 
 SKIP_PREFIX = "decoder.skip_modules."
@@ -76,6 +77,11 @@ class SkipUNet(AbstractDynamicNetworkArchitectures):
         """
         super().__init__()
         encoder = backbone.encoder
+        self.dimensions = convert_conv_op_to_dim(encoder.conv_op)
+        # nnU-Net's U-Nets do not keep the number; their first convolution reads the images.
+        self.input_channels = next(
+            int(layer.in_channels) for layer in encoder.modules() if isinstance(layer, (nn.Conv2d, nn.Conv3d))
+        )
         levels = len(backbone.decoder.stages)
         modules = [
             skip_module(level, encoder.output_channels[-(level + 2)], level_kernel(encoder, -(level + 2)))
@@ -117,25 +123,7 @@ class SkipUNet(AbstractDynamicNetworkArchitectures):
 
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:
         """Elements of all convolutions' outputs, as nnU-Net counts them, for a patch of spatial shape `input_size`."""
-        dimensions = convert_conv_op_to_dim(self.encoder.conv_op)
-        if len(input_size) != dimensions:
-            raise ValueError(
-                f"input_size is the spatial shape of a patch, {dimensions} numbers, not {list(input_size)}"
-            )
-        total = self.encoder.compute_conv_feature_map_size(input_size)
-        size, sizes = list(input_size), []
-        for stride in self.encoder.strides[:-1]:
-            size = [length // step for length, step in zip(size, stride, strict=True)]
-            sizes.append(size)
-        last = len(sizes) - 1
-        for level, spatial in enumerate(reversed(sizes)):
-            channels = self.encoder.output_channels[-(level + 2)]
-            if self.decoder.deep_supervision or level == last:
-                channels += self.decoder.seg_layers[level].out_channels
-            total += self.decoder.stages[level].compute_conv_feature_map_size(spatial)
-            total += np.prod([channels, *spatial], dtype=np.int64)
-            total += self.decoder.skip_modules[level].compute_conv_feature_map_size(spatial)
-        return total
+        return conv_feature_map_size(self, self.input_channels, input_size, self.dimensions)
 
 
 def build_backbone(backbone: str, input_channels: int, num_classes: int, **kwargs: Any) -> Any:

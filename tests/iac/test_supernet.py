@@ -271,6 +271,31 @@ def test_a_backbone_of_another_width_does_not_fit():
         load_backbone(IACSupernet(backbone, IACLTHSettings()), other.state_dict())
 
 
+@pytest.mark.parametrize("cls", [PlainConvUNet, ResidualEncoderUNet])
+@pytest.mark.parametrize("deep_supervision", [True, False])
+def test_feature_maps_of_cells_come_to_those_that_nnunet_counts(cls, deep_supervision):
+    backbone, arguments = unet(cls)
+    backbone.decoder.deep_supervision = arguments["deep_supervision"] = deep_supervision
+    network = IACUNet(
+        1, 2, backbone=f"dynamic_network_architectures.architectures.unet.{cls.__name__}",
+        cells={"genotype": GENOTYPE, "widths": [16, 20]}, **arguments,
+    )  # fmt: skip
+    # Per voxel two projections, four separable convolutions of four each, and the output.
+    cells = 32 * 24 * ((2 + 4 * 4) * 16 + 8) + 16 * 12 * ((2 + 4 * 4) * 20 + 16)
+    assert network.compute_conv_feature_map_size((32, 24)) == backbone.compute_conv_feature_map_size((32, 24)) + cells
+    with pytest.raises(ValueError, match="2 numbers"):
+        network.compute_conv_feature_map_size((1, 32, 24))
+
+
+def test_feature_maps_of_the_supernet_are_counted():
+    backbone, _ = unet()
+    plain = backbone.compute_conv_feature_map_size((32, 24))
+    # Per voxel two projections, the output, and on 14 edges, with a quarter of the channels, three shared operations
+    # and one convolution for every application: 2 + 2 separable, 1 + 1 dilated.
+    cells = sum(voxels * (2 * 16 + channels + 14 * 9 * 16 // 4) for voxels, channels in ((32 * 24, 8), (16 * 12, 16)))
+    assert IACSupernet(backbone, IACLTHSettings()).compute_conv_feature_map_size((32, 24)) == plain + cells
+
+
 def test_networks_without_skips_are_refused():
     single = {"n_stages": 1, "features_per_stage": (8,), "strides": (1,)}
     _, arguments = unet()
