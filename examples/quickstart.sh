@@ -18,6 +18,8 @@ and seconds. Uses the GPU if torch finds one, else the CPU.
   --splits FILE    splits of your own, used as splits_final.json; fold 0 is trained
   -h, --help       this text
 
+Both trainings get the same time and end when it is over; what is left of 15 minutes when they
+begin decides how much it is, so that a busy machine does less and does not take longer.
 A second run goes on after the last finished step. QUICKSTART_VENV=DIR uses a virtual
 environment that has nnU-Net instead of creating one; nothing is installed into it.
 The trainings are far too short for a result: they show how the commands work together.
@@ -141,23 +143,31 @@ selected_configuration() {
         "$here/selection.json"
 }
 
-# Seconds for both trainings: what is left of 15 minutes, less what the steps after them need; a rerun that finds
-# everything installed is not longer for it.
-training_budget() {
-    local left=$((840 - SECONDS - 200))
-    if [ "$left" -gt 300 ]; then left=300; fi
-    if [ "$left" -lt 30 ]; then left=30; fi
-    echo "$left"
+# Seconds to the end: 15 minutes, less some for what is not foreseen.
+left() { echo $((870 - SECONDS)); }
+
+# Starts nnU-Net as its commands do: what this takes now is what each of them will take.
+start_nnunet() {
+    "$python" -c "import nnunetv2.run.run_training, nnunetv2.inference.predict_from_raw_data, timm"
 }
 
-choose_iterations() {
-    to "$here/iterations.txt" "$python" "$helpers/iterations.py" \
-        -d "$dataset" -c 2d "$selected" -device "$device" -budget "$(training_budget)"
+seconds_of() { cat "$here/steps/$1"; }
+
+divide_time() {
+    to "$here/training_seconds.txt" "$python" "$helpers/budget.py" training \
+        -left "$(left)" -start "$(seconds_of start)"
+}
+
+report_of() { echo "$nnUNet_results/$dataset/nnUNetTrainerQuickstart__nnUNetPlans__$1/fold_0/quickstart.json"; }
+
+count_cases() {
+    to "$here/cases.txt" "$python" "$helpers/budget.py" cases -left "$(left)" -start "$(seconds_of start)" \
+        -limit "$unseen_limit" -reports "$(report_of 2d)" "$(report_of "$selected")"
 }
 
 link_unseen() {
     to "$here/unseen.txt" "$python" "$helpers/unseen.py" \
-        "$nnUNet_raw/$dataset" "$preprocessed" "$here/unseen" -limit "$unseen_limit"
+        "$nnUNet_raw/$dataset" "$preprocessed" "$here/unseen" -limit "$(cat "$here/cases.txt")"
 }
 
 evaluate() {
@@ -215,14 +225,17 @@ step select "nnunet_nas select_tiny with up to $images images" select_width "$im
 selected=$(selected_configuration)
 echo "         selected: $selected"
 
-step iterations "time an iteration of either width" choose_iterations
-while read -r configuration epochs iterations seconds; do
-    export QUICKSTART_EPOCHS=$epochs QUICKSTART_ITERATIONS=$iterations
-    echo "         $configuration: $epochs epochs of $iterations iterations, $seconds s each"
+step start "time a start of nnU-Net" start_nnunet
+step time "divide the time that is left" divide_time
+QUICKSTART_SECONDS=$(cat "$here/training_seconds.txt")
+export QUICKSTART_SECONDS
+echo "         each training ends after $QUICKSTART_SECONDS s"
+for configuration in 2d "$selected"; do
     step "train_$configuration" "nnUNetv2_train $number $configuration 0" \
         nnUNetv2_train "$number" "$configuration" 0 -tr nnUNetTrainerQuickstart -device "$device"
-done <"$here/iterations.txt"
+done
 
+step cases "count the cases that can be predicted in time" count_cases
 step unseen "find the unseen cases" link_unseen
 echo "         predicting $(cat "$here/unseen.txt")"
 for configuration in 2d "$selected"; do

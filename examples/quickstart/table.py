@@ -18,14 +18,29 @@ def class_names(dataset_json: dict[str, Any]) -> dict[str, str]:
     return names
 
 
+def training_report(model: Path) -> dict[str, Any]:
+    """What the trainer of the quickstart left: iterations and seconds."""
+    report: dict[str, Any] = json.loads((model / "fold_0" / "quickstart.json").read_text())
+    return report
+
+
+def deadline(models: dict[str, Path]) -> str:
+    """What the deadline made of the trainings."""
+    reports = {name: training_report(model) for name, model in models.items()}
+    allowed = {report["allowed_seconds"] for report in reports.values()}
+    ended = ", ".join(f"{name} after {report['iterations']:,} iterations" for name, report in reports.items())
+    seconds = " or ".join(str(value) for value in sorted(allowed))
+    return f"Each training was ended after {seconds} s: {ended}; nnU-Net's default is 250,000."
+
+
 def row(configuration: str, *, work: Path, model: Path, parameters: dict[str, int], names: dict[str, str]) -> list[str]:
     """One line of the table, in the order of `header`."""
     summary = json.loads((work / "predictions" / configuration / "summary.json").read_text())
-    training = json.loads((model / "fold_0" / "quickstart.json").read_text())
+    training = training_report(model)
     cells = [configuration, f"{parameters[configuration]:,}", str(training["iterations"])]
     cells.append(_dice(summary["foreground_mean"]))
     cells += [_dice(summary["mean"][key]) for key in summary["mean"] if key in names]
-    cells.append(f"{training['seconds']:.0f}")
+    cells.append(f"{training['iteration_seconds']:.0f}")
     cells += [(work / "steps" / f"{step}_{configuration}").read_text().strip() for step in ("train", "predict")]
     return cells
 
@@ -62,6 +77,7 @@ def main() -> None:
     print()
     for name in args.configurations[1:]:
         print(f"{name} has {parameters[base] / parameters[name]:,.0f} times fewer parameters than {base}.")
+    print(deadline(models))
     print(f"Dice: mean over {(args.work / 'unseen.txt').read_text().strip()}, predicted without mirroring.")
     print("iterations s: the training iterations alone. train s, predict s: the whole commands, start-up included.")
 
