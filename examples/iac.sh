@@ -9,8 +9,9 @@ usage: examples/iac.sh DATASET CONFIGURATION FOLD [DEVICE] [BACKBONE_TRAINER]
 Backbone, IAC-LTH search, retrofit of the found cells (the paper's start and the residual one),
 prediction of imagesTs with all three, and a paired comparison where labelsTs has the labels.
 nnU-Net's three environment variables must be set, the data set preprocessed. Steps that are
-finished are left out. With the default settings this takes days on a CPU and hours on a GPU;
-nnunet_nas set_search shows and changes them.
+finished are left out. With the default settings the search alone takes up to 3 (2-D) or 8 days
+(3-D) on two CPU cores, by timings of small configurations (examples/iac.md); on a GPU it was not
+measured. nnunet_nas set_search shows and changes the settings.
 USAGE
 }
 
