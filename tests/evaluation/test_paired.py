@@ -178,6 +178,13 @@ def test_equivalence_is_two_one_sided_tests_of_scipy():
     assert found.p_not_better == pytest.approx(stats.ttest_1samp(gains, 0.005, alternative="less").pvalue)
 
 
+def test_the_bounds_of_equivalence_are_one_sided_at_95_percent():
+    gains = np.random.default_rng(5).normal(0.002, 0.01, 20)
+    found = equivalence(gains, 0.005, seed=3)
+    expected = stats.bootstrap((np.sort(gains),), np.mean, confidence_level=0.9, random_state=np.random.default_rng(3))
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval))
+
+
 @pytest.mark.parametrize(
     ("not_worse", "not_better", "low", "high", "verdict"),
     [

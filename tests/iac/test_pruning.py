@@ -83,6 +83,18 @@ def test_rounding_of_the_mean_makes_no_outliers(value, count):
     assert operations_to_prune(np.full(7, value), active, 1.0).sum() == 1
 
 
+def test_a_mean_that_is_rounded_up_makes_no_outliers_below_it():
+    values, active = np.full(7, 0.003), np.arange(7) < 3
+    # The sum is rounded: mean and spread are one step of a double too large, and a quarter of it is not enough.
+    assert values[:3].mean() - 0.25 * values[:3].std() > 0.003
+    assert operations_to_prune(values, active, 0.25).sum() == 1
+
+
+@pytest.mark.parametrize("count", range(2, 8))
+def test_of_equal_ones_the_last_falls(count):
+    assert np.flatnonzero(operations_to_prune(np.full(7, 0.25), np.arange(7) < count, 1.0)).tolist() == [count - 1]
+
+
 def test_pruned_operations_do_not_count():
     active = np.array([True, False, True, False, False, False, False])
     values = np.array([0.6, 0, 0.4, 0, 0, 0, 0])
@@ -156,6 +168,15 @@ def test_settled_edges_are_not_tested():
     divergence = state.update(uniform(state.active), np.full(14, 0.5))
     assert np.isnan(divergence[:2]).all()
     assert np.isfinite(divergence[2:]).all()
+
+
+def test_a_settled_edge_keeps_its_threshold():
+    state = start(tau0=1e-3)
+    state.active[edges_into(2)] = np.eye(7, dtype=bool)[0]
+    moved = uniform(state.active)
+    moved[2:] = [0.4, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]
+    state.update(moved, np.full(14, 0.5))
+    assert state.tau.tolist() == [1e-3] * 2 + [1.5e-3] * 12
 
 
 def test_the_gradual_rule_spreads_pruning_evenly_and_ends_in_time():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cell_searches import make_backbone, search_folder
-from searches import make_trainer, refused, search, set_settings
+from searches import make_trainer, read_plans, refused, search, set_settings
 
 from nnunet_nas.cli.main import main
 from nnunet_nas.iac.genotype import Genotype
@@ -99,6 +99,15 @@ def test_cells_can_be_put_into_another_folds_backbone(searched, capsys):
 def test_a_configuration_without_cells_cannot_be_retrofitted(searchable, capsys):
     text = refused(4, lambda: make_trainer(nnUNetTrainerIACRetrofit, searchable), capsys)
     assert "2d has no searched cells" in text
+
+
+@NO_PICTURES
+def test_cells_of_a_base_that_has_changed_are_not_trained(searched, capsys):
+    content = read_plans(searched)
+    content["configurations"]["2d"]["batch_size"] = 3
+    (searched / "nnUNetPlans.json").write_text(json.dumps(content))
+    text = refused(4, lambda: make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth"), capsys)
+    assert "2d_iaclth is stale, its base 2d has changed" in text
 
 
 def test_published_modules_train_and_the_backbone_stays(dataset, monkeypatch):
