@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 
 import pytest
 import torch
@@ -136,17 +137,40 @@ def with_encoder(name, geometry, cap):
 
 BACKBONES = ("PlainConvUNet", "ResidualEncoderUNet")
 QUICK_ENCODER = "mobilenetv3_large"  # the others take seconds each
-
-
-@pytest.fixture(
-    params=[(build, n, g, c) for n in BACKBONES for g in GEOMETRY for build, c in ((spec, 1), (with_cells, 8))]
-    + [pytest.param((spec, n, g, 8), marks=pytest.mark.integration) for n in BACKBONES for g in GEOMETRY]
-    + [(with_topology, n, g, 8) for n in ("whole", "path", "half") for g in GEOMETRY]
-    + [(with_skip_modules, n, g, 8) for n in ("attention", "residual_attention", "nested") for g in GEOMETRY]
-    + [(with_encoder, QUICK_ENCODER, "2d", 8)]
-    + [pytest.param((with_encoder, n, "2d", 8), marks=pytest.mark.integration) for n in ENCODERS if n != QUICK_ENCODER],
-    ids=lambda case: f"{case[0].__name__}-{case[1]}-{case[2]}-{case[3]}",
+# Builder, name and widths that it is tried in.
+KINDS = (
+    *((spec, name, (1, 8)) for name in BACKBONES),
+    *((with_cells, name, (8,)) for name in BACKBONES),
+    *((with_topology, name, (8,)) for name in ("whole", "path", "half")),
+    *((with_skip_modules, name, (8,)) for name in ("attention", "residual_attention", "nested")),
 )
+CONTRACT = []
+
+
+def on_every_network(test):
+    """Every kind of network goes through the test, in one geometry and width each.
+
+    Kinds and tests take turns with them, so that each pair of kind, geometry, width and test meets somewhere.
+    """
+    turn, cases = len(CONTRACT), []
+    for number, (build, name, widths) in enumerate(KINDS):
+        geometry = tuple(GEOMETRY)[(turn + number) % len(GEOMETRY)]
+        cases.append((build, name, geometry, widths[(turn + number) % len(widths)]))
+    CONTRACT.append(cases)
+    encoders = [(with_encoder, QUICK_ENCODER, "2d", 8)] + [
+        pytest.param((with_encoder, name, "2d", 8), marks=pytest.mark.integration)
+        for name in ENCODERS
+        if name != QUICK_ENCODER
+    ]
+    return pytest.mark.parametrize(
+        "network_spec",
+        [*cases, *encoders],
+        indirect=True,
+        ids=lambda case: f"{case[0].__name__}-{case[1]}-{case[2]}-{case[3]}",
+    )(test)
+
+
+@pytest.fixture
 def network_spec(request):
     build, *arguments = request.param
     return build(*arguments)
@@ -158,11 +182,13 @@ def images(network_spec, batch=2):
     )
 
 
+@on_every_network
 def test_logits_have_the_shape_of_the_input(network_spec):
     logits = build_network(network_spec)(images(network_spec))
     assert logits.shape == (2, network_spec.output_channels, *network_spec.patch_size)
 
 
+@on_every_network
 def test_deep_supervision_goes_from_the_highest_resolution_down(network_spec):
     outputs = build_network(network_spec, deep_supervision=True)(images(network_spec))
     strides = network_spec.architecture["arch_kwargs"]["strides"]
@@ -173,6 +199,7 @@ def test_deep_supervision_goes_from_the_highest_resolution_down(network_spec):
         assert list(output.shape[2:]) == size
 
 
+@on_every_network
 def test_weights_fit_with_deep_supervision_on_and_off(network_spec):
     trained = build_network(network_spec, seed=1, deep_supervision=True)
     restored = build_network(network_spec, seed=2)
@@ -181,6 +208,7 @@ def test_weights_fit_with_deep_supervision_on_and_off(network_spec):
     assert trained(images(network_spec)).equal(restored(images(network_spec)))
 
 
+@on_every_network
 def test_saved_and_loaded_it_predicts_the_same(network_spec):
     network, file = build_network(network_spec, seed=1), io.BytesIO()
     torch.save(network.state_dict(), file)
@@ -190,6 +218,7 @@ def test_saved_and_loaded_it_predicts_the_same(network_spec):
     assert loaded(images(network_spec)).equal(network(images(network_spec)))
 
 
+@on_every_network
 def test_gradients_are_finite_and_reach_every_weight(network_spec):
     network = build_network(network_spec, seed=1, deep_supervision=True)
     sum(output.square().mean() for output in network(images(network_spec))).backward()
@@ -198,12 +227,14 @@ def test_gradients_are_finite_and_reach_every_weight(network_spec):
         assert parameter.grad.isfinite().all(), name
 
 
+@on_every_network
 def test_the_same_seed_gives_the_same_weights(network_spec):
     one, same, other = (build_network(network_spec, seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(one[key].equal(same[key]) for key in one)
     assert not all(one[key].equal(other[key]) for key in one)
 
 
+@on_every_network
 def test_it_answers_what_nnunet_asks(network_spec):
     network = build_network(network_spec)
     assert network.compute_conv_feature_map_size(network_spec.patch_size) > 0
@@ -215,12 +246,30 @@ def test_it_answers_what_nnunet_asks(network_spec):
     assert names & set(network.keys_to_in_proj)
 
 
+@on_every_network
 def test_it_exports(network_spec):
     network = build_network(network_spec, seed=1).eval()
     exported = torch.export.export(network, (images(network_spec, batch=1),))
     assert torch.allclose(
         exported.module()(images(network_spec, batch=1)), network(images(network_spec, batch=1)), atol=1e-5
     )
+
+
+def test_every_pair_of_kind_geometry_width_and_test_meets():
+    met = set()
+    for turn, cases in enumerate(CONTRACT):
+        for build, name, geometry, width in cases:
+            factors = ("kind", (build, name)), ("geometry", geometry), ("width", width), ("test", turn)
+            met |= set(itertools.combinations(factors, 2))
+    kinds = {("kind", (build, name)): widths for build, name, widths in KINDS}
+    geometries, tests = ([(factor, value) for value in values] for factor, values in (
+        ("geometry", GEOMETRY), ("test", range(len(CONTRACT)))))  # fmt: skip
+    wanted = set(itertools.product(kinds, [*geometries, *tests])) | set(itertools.product(geometries, tests))
+    for width in (("width", 1), ("width", 8)):
+        wanted |= {(kind, width) for kind, widths in kinds.items() if width[1] in widths}
+        wanted |= {(geometry, width) for geometry in geometries} | {(width, test) for test in tests}
+    assert len(CONTRACT) == 8
+    assert wanted <= met
 
 
 @pytest.mark.integration
