@@ -52,6 +52,21 @@ def predict(
     return _spelt("nnUNetv2_predict", *words, *_options(plans, trainer))
 
 
+def train_and_predict(
+    dataset: int | str,
+    configuration: str,
+    fold: int | str = 0,
+    *,
+    plans: str = DEFAULT_PLANS,
+    trainer: str | None = None,
+) -> list[str]:
+    """The two calls that train a configuration and predict with it; arguments as in `train`."""
+    return [
+        train(dataset, configuration, fold, plans=plans, trainer=trainer),
+        predict(dataset, configuration, str(fold), plans=plans, trainer=trainer),
+    ]
+
+
 def ours(
     command: str, dataset: int | str, configuration: str | None = None, *words: str, plans: str = DEFAULT_PLANS
 ) -> str:

@@ -7,7 +7,9 @@ method brings its own room and one row here.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nnunet_nas.errors import DataProblem
@@ -23,8 +25,9 @@ class Method:
         settings: dataclass of its settings; None where it has none in the plans.
         trainer: the trainer that reads those settings.
         in_backbone: whether its results are trained inside a frozen backbone, by the retrofit.
-        refit: fits a result to other plans; None where nothing is searched.
-        dynamics: shows how a search arrived at its result; None where there is no history.
+        refit: fits a result to other plans, see `transfer`; None where nothing is found.
+        dynamics: function from a history's path to `Dynamics`; None where there is no history.
+        history: an array that its histories hold and those of other methods do not.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Method:
     in_backbone: bool = False
     refit: str | None = None
     dynamics: str | None = None
+    history: str = ""
 
     @property
     def trainer_name(self) -> str | None:
@@ -44,6 +48,27 @@ class Method:
     def searches(self) -> bool:
         """Whether its trainer searches, and leaves a history and a result."""
         return self.dynamics is not None
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """How a search arrived at its result.
+
+    Attributes:
+        content: everything, as plain JSON.
+        headline: above the table; may be empty.
+        header: of the table.
+        rows: its cells.
+        words: how many columns from the left are words; the others are numbers.
+        draw: draws into a file, under a title.
+    """
+
+    content: dict[str, Any]
+    headline: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: int
+    draw: Callable[[Path, str], None]
 
 
 METHODS = {
@@ -57,7 +82,8 @@ METHODS = {
             trainer="nnunet_nas.iac.trainers:nnUNetTrainerIACSearch",
             in_backbone=True,
             refit="nnunet_nas.iac.refit:refit",
-            dynamics="nnunet_nas.iac.dynamics:show",
+            dynamics="nnunet_nas.iac.dynamics:dynamics",
+            history="probabilities",
         ),
         Method(
             "iac_lth",
@@ -66,7 +92,8 @@ METHODS = {
             trainer="nnunet_nas.iac.trainers:nnUNetTrainerIACLTHSearch",
             in_backbone=True,
             refit="nnunet_nas.iac.refit:refit",
-            dynamics="nnunet_nas.iac.dynamics:show",
+            dynamics="nnunet_nas.iac.dynamics:dynamics",
+            history="probabilities",
         ),
         Method(
             "iac_retrofit",
@@ -79,26 +106,52 @@ METHODS = {
             settings="nnunet_nas.dints.settings:DiNTSSettings",
             trainer="nnunet_nas.dints.trainers:nnUNetTrainerDiNTSSearch",
             refit="nnunet_nas.dints.refit:refit",
-            dynamics="nnunet_nas.dints.dynamics:show",
+            dynamics="nnunet_nas.dints.dynamics:dynamics",
+            history="edge_logits",
         ),
         Method("skip", in_backbone=True),
         Method("encoder"),
     )
 }
-WITH_SETTINGS = tuple(name for name, method in METHODS.items() if method.settings)
-SEARCHES = tuple(name for name, method in METHODS.items() if method.searches)
-RETROFITTED = tuple(name for name, method in METHODS.items() if method.in_backbone)
-RETROFIT_TRAINER = str(METHODS["iac_retrofit"].trainer_name)
+
+
+def with_settings() -> list[str]:
+    """Names of the methods that have settings."""
+    return [name for name, method in METHODS.items() if method.settings]
+
+
+def searches() -> list[str]:
+    """Names of the methods whose trainer searches."""
+    return [name for name, method in METHODS.items() if method.searches]
+
+
+def retrofitted() -> list[str]:
+    """Names of the methods whose results the retrofit trains."""
+    return [name for name, method in METHODS.items() if method.in_backbone]
+
+
+def trainers() -> list[str]:
+    """Class names of all trainers."""
+    return [method.trainer_name for method in METHODS.values() if method.trainer_name]
+
+
+def retrofit_trainer() -> str:
+    """Class name of the trainer that trains modules in a frozen backbone."""
+    return str(METHODS["iac_retrofit"].trainer_name)
 
 
 def result_trainer(name: str | None) -> str | None:
-    """Class name of the trainer that a configuration found by method `name` is meant for; None for nnU-Net's own."""
-    return RETROFIT_TRAINER if name in RETROFITTED and name != "skip" else None
+    """Class name of the trainer that configurations of a method are meant for; None for nnU-Net's own.
+
+    What was searched in a frozen backbone is trained there; other modules are trained there only if a user wants that.
+    """
+    method = METHODS.get(str(name))
+    return retrofit_trainer() if method is not None and method.in_backbone and method.searches else None
 
 
-def part(reference: str) -> Any:
+def part(reference: str | None) -> Any:
     """What a `module:name` of the table stands for."""
-    module, name = reference.split(":")
+    module, name = str(reference).split(":")
     return getattr(importlib.import_module(module), name)
 
 
@@ -108,9 +161,8 @@ def settings_class(name: str) -> type:
     Raises:
         DataProblem: unknown method, or one without settings.
     """
-    if name not in WITH_SETTINGS:
-        raise DataProblem(
-            f"nas_settings: unknown method {name!r}; known: {', '.join(WITH_SETTINGS)}: correct the plans"
-        )
-    found: type = part(str(METHODS[name].settings))
+    known = with_settings()
+    if name not in known:
+        raise DataProblem(f"nas_settings: unknown method {name!r}; known: {', '.join(known)}: correct the plans")
+    found: type = part(METHODS[name].settings)
     return found

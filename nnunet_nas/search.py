@@ -24,11 +24,13 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
 from torch import autocast, nn
 
+from nnunet_nas import commands
 from nnunet_nas.distributed import average_gradients
 from nnunet_nas.environment import dataset_number
 from nnunet_nas.errors import DataProblem, UsageError, exit_with_one_line
 from nnunet_nas.files import read_json, replace_file
 from nnunet_nas.histories import HISTORY
+from nnunet_nas.methods import METHODS, result_trainer
 from nnunet_nas.plans import (
     DerivedConfiguration,
     add_configurations,
@@ -103,7 +105,6 @@ class SearchTrainer(ConfiguredTrainer):
     """The life of a search; see the module."""
 
     settings_class: ClassVar[type[Any]]
-    result_suffix: ClassVar[str]
     is_ddp: bool
     base_digest: str
     history: Any
@@ -172,11 +173,28 @@ class SearchTrainer(ConfiguredTrainer):
     def result_name(self) -> str:
         """Name of the first of them, known before the search: the fold is in it where it is not 0."""
         fold = "" if self.fold == 0 else f"_f{self.fold}"
-        return f"{self.configuration_name}{self.result_suffix}{self.settings.suffix}{fold}"
+        suffix = METHODS[self.settings.method].suffix
+        return f"{self.configuration_name}{suffix}{self.settings.suffix}{fold}"
 
-    @abstractmethod
     def next_steps(self) -> list[str]:
-        """The commands that use the result."""
+        """The commands that train the result and predict with it."""
+        return commands.train_and_predict(
+            self.dataset_number(),
+            self.result_name(),
+            self.fold,
+            plans=self.plans_manager.plans_name,
+            trainer=result_trainer(self.settings.method),
+        )
+
+    def set_search(self, *assignments: str) -> str:
+        """The command that changes settings of this search."""
+        return commands.set_search(
+            self.settings.method,
+            *assignments,
+            dataset=self.dataset_number(),
+            configuration=self.configuration_name,
+            plans=self.plans_manager.plans_name,
+        )
 
     def initialize(self) -> None:
         """nnU-Net's initialisation without its DistributedDataParallel; see `distributed`."""
@@ -267,7 +285,7 @@ class SearchTrainer(ConfiguredTrainer):
         if not torch.isfinite(loss):
             raise DataProblem(
                 f"the loss became {loss.item()} in epoch {self.current_epoch}: the search up to the epoch before is "
-                f"kept; check the data for NaN, or lower the learning rates with nnunet_nas set_search and start again"
+                f"kept; check the data for NaN, or lower the learning rates with {self.set_search()} and start again"
             )
         return loss
 
@@ -407,7 +425,7 @@ class SearchTrainer(ConfiguredTrainer):
         if changed:
             raise DataProblem(
                 f"settings have changed since the search in {folder} began ({', '.join(changed)}): set them back with "
-                f"nnunet_nas set_search, or move that folder away and search again"
+                f"{self.set_search()}, or move that folder away and search again"
             )
 
     def _require_untouched(self) -> None:
@@ -421,9 +439,8 @@ class SearchTrainer(ConfiguredTrainer):
         name = self.result_name()
         if name in self.plans_manager.plans["configurations"]:
             raise DataProblem(
-                f"configuration {name} is in the plans already: set another suffix (nnunet_nas set_search "
-                f"-d {self.dataset_number()} -c {self.configuration_name} -m {self.settings.method} suffix=_b), or "
-                f"remove it there"
+                f"configuration {name} is in the plans already: set another suffix ({self.set_search('suffix=_b')}), "
+                f"or remove it there"
             )
 
     def dataset_number(self) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import importlib
 import math
 import types
 import typing
@@ -17,17 +16,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
+from nnunet_nas import commands
 from nnunet_nas.errors import DataProblem, UsageError
+from nnunet_nas.methods import settings_class
 
 Source = Literal["paper", "predecessor", "our choice"]
 Settings = TypeVar("Settings")
-_CLASSES = {
-    "iac": "nnunet_nas.iac.settings:IACSettings",
-    "iac_lth": "nnunet_nas.iac.settings:IACLTHSettings",
-    "iac_retrofit": "nnunet_nas.skips.settings:IACRetrofitSettings",
-    "dints": "nnunet_nas.dints.settings:DiNTSSettings",
-}
-METHODS = tuple(_CLASSES)
 
 
 def setting(default: Any, source: Source, help_text: str, *, minimum: float | None = None) -> Any:
@@ -40,19 +34,6 @@ def setting(default: Any, source: Source, help_text: str, *, minimum: float | No
         minimum: least value allowed, of numbers.
     """
     return field(default=default, metadata={"source": source, "help": help_text, "minimum": minimum})
-
-
-def settings_class(method: str) -> type:
-    """The dataclass of a method.
-
-    Raises:
-        DataProblem: unknown method.
-    """
-    if method not in _CLASSES:
-        raise DataProblem(f"nas_settings: unknown method {method!r}; known: {', '.join(METHODS)}: correct the plans")
-    module, name = _CLASSES[method].split(":")
-    found: type = getattr(importlib.import_module(module), name)
-    return found
 
 
 def read_settings(cls: type[Settings], configuration: dict[str, Any]) -> Settings:
@@ -96,8 +77,9 @@ def checked_values(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
         try:
             checked[key] = _checked(cls, key, value)
         except DataProblem as error:
-            change = f"{key}=VALUE, or {key}=default" if key in _fields(cls) else f"{key}=default"
-            raise DataProblem(f"{error}; mend it with nnunet_nas set_search ... -m {cls.method} {change}") from error
+            either = f"{key}=VALUE, or " if key in _fields(cls) else ""
+            mend = commands.set_search(cls.method)
+            raise DataProblem(f"{error}; mend it with {mend} {either}{key}=default") from error
     return checked
 
 

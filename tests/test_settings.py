@@ -12,14 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunet_nas.errors import DataProblem, UsageError
+from nnunet_nas.methods import settings_class, with_settings
 from nnunet_nas.plans import read_plans, resolve_configuration, write_settings
 from nnunet_nas.settings import (
-    METHODS,
     checked_values,
     parse_assignments,
     read_settings,
     setting,
-    settings_class,
     settings_table,
 )
 
@@ -173,7 +172,7 @@ def any_overrides(cls):
     return st.fixed_dictionaries({}, optional=optional)
 
 
-@pytest.mark.parametrize("cls", [Example, *map(settings_class, METHODS)])
+@pytest.mark.parametrize("cls", [Example, *map(settings_class, with_settings())])
 @settings(max_examples=50, deadline=None)
 @given(data=st.data())
 def test_what_is_written_to_plans_is_read_back(cls, data):
@@ -193,7 +192,7 @@ def test_the_table_says_where_values_come_from():
     assert (rows["rate"].origin, rows["rate"].source) == ("default", "paper")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", with_settings())
 def test_every_method_has_settings_whose_defaults_are_allowed(method):
     cls = settings_class(method)
     assert cls.method == method

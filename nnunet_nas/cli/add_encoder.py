@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nnunet_nas.cli.common import add_dataset_arguments, add_plans_arguments, quiet_output, train_and_predict_commands
+from nnunet_nas.cli.common import add_dataset_arguments, add_plans_arguments, quiet_output
+from nnunet_nas.commands import train_and_predict
 from nnunet_nas.environment import dataset_number, find_preprocessed_dataset
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.files import read_json
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     added = add_configurations(path, [derived], base_digests={args.c: digest}, output=args.o, overwrite=args.overwrite)
     where = args.o or args.p
     print(f"{derived.name}: {'added to' if added else 'already in'} plans {where} of {dataset.name}")
-    for command in train_and_predict_commands(str(dataset_number(dataset.name)), derived.name, where):
+    for command in train_and_predict(dataset_number(dataset.name), derived.name, plans=where):
         print(f"next: {command}", file=sys.stderr)
     return 0
 

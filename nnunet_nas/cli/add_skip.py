@@ -13,10 +13,12 @@ import argparse
 import copy
 import sys
 
-from nnunet_nas.cli.common import add_dataset_arguments, add_plans_arguments, quiet_output, train_and_predict_commands
+from nnunet_nas.cli.common import add_dataset_arguments, add_plans_arguments, quiet_output
+from nnunet_nas.commands import train, train_and_predict
 from nnunet_nas.environment import dataset_number, find_preprocessed_dataset
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.files import read_json
+from nnunet_nas.methods import retrofit_trainer
 from nnunet_nas.plans import (
     DerivedConfiguration,
     add_configurations,
@@ -29,7 +31,6 @@ from nnunet_nas.plans import (
 
 SUMMARY = "add attention, residual attention or nested skips"
 _MODULES = ("attention", "residual_attention", "nested")
-_RETROFIT = "nnUNetTrainerIACRetrofit"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,9 +69,9 @@ def run(args: argparse.Namespace) -> int:
     added = add_configurations(path, [derived], base_digests={args.c: digest}, output=args.o, overwrite=args.overwrite)
     where = args.o or args.p
     print(f"{derived.name}: {'added to' if added else 'already in'} plans {where} of {dataset.name}")
-    number = str(dataset_number(dataset.name))
-    scratch, predict = train_and_predict_commands(number, derived.name, where)
-    retrofit, _ = train_and_predict_commands(number, derived.name, where, _RETROFIT)
+    number = dataset_number(dataset.name)
+    scratch, predict = train_and_predict(number, derived.name, plans=where)
+    retrofit = train(number, derived.name, plans=where, trainer=retrofit_trainer())
     print(f"next: {scratch}", file=sys.stderr)
     print(f"or, on the frozen backbone: {retrofit}", file=sys.stderr)
     print(f"then: {predict}", file=sys.stderr)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from nnunet_nas.commands import DEFAULT_PLANS
 from nnunet_nas.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
     """`-d` and `-p`, spelt as nnU-Net spells them."""
     parser.add_argument("-d", required=True, metavar="DATASET", help="data set: number or name")
-    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: %(default)s)")
+    parser.add_argument("-p", default=DEFAULT_PLANS, metavar="PLANS", help="plans identifier (default: %(default)s)")
 
 
 def add_plans_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,20 +45,6 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int
         lines.append("  ".join([*words, *numbers]).rstrip())
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
-
-
-def train_and_predict_commands(dataset: str, configuration: str, plans: str, trainer: str | None = None) -> list[str]:
-    """The two nnU-Net calls that train a configuration on fold 0 and predict with it."""
-    options = ("" if plans == "nnUNetPlans" else f" -p {plans}") + ("" if trainer is None else f" -tr {trainer}")
-    return [
-        f"nnUNetv2_train {dataset} {configuration} 0{options}",
-        f"nnUNetv2_predict -i INPUT_FOLDER -o OUTPUT_FOLDER -d {dataset} -c {configuration} -f 0{options}",
-    ]
-
-
-def trainer_for(method: str | None) -> str | None:
-    """The trainer that a configuration found by `method` is meant for; None for nnU-Net's own."""
-    return "nnUNetTrainerIACRetrofit" if method in ("iac", "iac_lth") else None
 
 
 def select_device(name: str) -> torch.device:

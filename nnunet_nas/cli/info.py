@@ -17,16 +17,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_nas.cli.common import (
-    add_dataset_arguments,
-    format_table,
-    quiet_output,
-    train_and_predict_commands,
-    trainer_for,
-)
+from nnunet_nas import commands
+from nnunet_nas.cli.common import add_dataset_arguments, format_table, quiet_output
 from nnunet_nas.environment import dataset_number, find_preprocessed_dataset
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.files import read_json
+from nnunet_nas.methods import result_trainer
 from nnunet_nas.plans import plans_path, read_plans, resolve_configuration, staleness
 
 if TYPE_CHECKING:
@@ -69,9 +65,8 @@ def run(args: argparse.Namespace) -> int:
         print(problem, file=sys.stderr)
     if rows and not args.json:
         last = rows[-1]["configuration"]
-        number = str(dataset_number(dataset.name))
-        trainer = trainer_for((plans["configurations"][last].get("nas") or {}).get("method"))
-        train, _ = train_and_predict_commands(number, last, args.p, trainer)
+        trainer = result_trainer((plans["configurations"][last].get("nas") or {}).get("method"))
+        train = commands.train(dataset_number(dataset.name), last, plans=args.p, trainer=trainer)
         print(f"next: {train}", file=sys.stderr)
     return 0
 

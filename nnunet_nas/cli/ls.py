@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nnunet_nas.cli.common import format_table, train_and_predict_commands, trainer_for
+from nnunet_nas import commands
+from nnunet_nas.cli.common import format_table
 from nnunet_nas.environment import (
     dataset_names,
     dataset_number,
@@ -27,6 +28,7 @@ from nnunet_nas.environment import (
 )
 from nnunet_nas.errors import DataProblem, NasError
 from nnunet_nas.files import read_json
+from nnunet_nas.methods import result_trainer
 from nnunet_nas.plans import read_plans, resolve_configuration, staleness
 
 SUMMARY = "list preprocessed data sets, plans and configurations"
@@ -183,16 +185,16 @@ def _stale(datasets: list[dict[str, Any]]) -> list[str]:
 def _next_command(datasets: list[dict[str, Any]], *, in_detail: bool) -> str:
     """What a user who has seen the list does next: look closer, search, or train what was found."""
     if not datasets:
-        return "nnUNetv2_plan_and_preprocess -d DATASET"
+        return commands.plan("DATASET")
     number = datasets[0]["number"]
     if not in_detail:
-        return f"nnunet_nas ls -d {number}"
+        return commands.ours("ls", number)
     configurations = [(plans["name"], item) for plans in datasets[0]["plans"] for item in plans["configurations"]]
     derived = [(plans, item) for plans, item in configurations if item["method"] and item["stale"] is None]
     if derived:
         plans, item = derived[-1]
-        return train_and_predict_commands(str(number), item["name"], plans, trainer_for(item["method"]))[0]
+        return commands.train(number, item["name"], plans=plans, trainer=result_trainer(item["method"]))
     if not configurations:
-        return f"nnUNetv2_plan_and_preprocess -d {number}"
+        return commands.plan(number)
     plans, item = configurations[0]
-    return f"nnunet_nas select_tiny -d {number} -c {item['name']}" + ("" if plans == "nnUNetPlans" else f" -p {plans}")
+    return commands.ours("select_tiny", number, item["name"], plans=plans)

@@ -20,13 +20,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from nnunet_nas.cli.common import (
-    add_dataset_arguments,
-    format_table,
-    quiet_output,
-    select_device,
-    train_and_predict_commands,
-)
+from nnunet_nas.cli.common import add_dataset_arguments, format_table, quiet_output, select_device
+from nnunet_nas.commands import train_and_predict
 from nnunet_nas.environment import dataset_number, find_preprocessed_dataset
 
 if TYPE_CHECKING:
@@ -81,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             report = _score(job)
             written = [] if args.dry_run else job.write(report)
     selected = report.configuration(report.decision.position)
-    commands = train_and_predict_commands(str(dataset_number(dataset.name)), selected, args.o or args.p)
+    commands = train_and_predict(dataset_number(dataset.name), selected, plans=args.o or args.p)
     if args.json:
         print(json.dumps({**report.to_json(), "written": written, "next_commands": commands}, indent=4))
         return 0

@@ -17,33 +17,23 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from nnunet_nas.cli.common import add_dataset_arguments, format_table, train_and_predict_commands
+from nnunet_nas import commands
+from nnunet_nas.cli.common import add_dataset_arguments, format_table
 from nnunet_nas.environment import dataset_number, find_preprocessed_dataset
+from nnunet_nas.methods import METHODS, retrofit_trainer, retrofitted, settings_class, with_settings
 from nnunet_nas.plans import plans_path, read_plans, resolve_configuration, write_settings
-from nnunet_nas.settings import (
-    METHODS,
-    checked_values,
-    overrides,
-    parse_assignments,
-    settings_class,
-    settings_table,
-)
+from nnunet_nas.settings import checked_values, overrides, parse_assignments, settings_table
 
 SUMMARY = "show or change the settings of a search"
 _HEADER = ("setting", "value", "default", "default from", "set in", "meaning")
-_TRAINERS = {
-    "iac": "nnUNetTrainerIACSearch",
-    "iac_lth": "nnUNetTrainerIACLTHSearch",
-    "dints": "nnUNetTrainerDiNTSSearch",
-}
-_RETROFIT = "nnUNetTrainerIACRetrofit"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options, in nnU-Net's spelling."""
     add_dataset_arguments(parser)
     parser.add_argument("-c", required=True, metavar="CONFIGURATION", help="configuration that is searched on")
-    parser.add_argument("-m", required=True, choices=METHODS, metavar="METHOD", help=f"one of {', '.join(METHODS)}")
+    known = with_settings()
+    parser.add_argument("-m", required=True, choices=known, metavar="METHOD", help=f"one of {', '.join(known)}")
     parser.add_argument("assignments", nargs="*", metavar="key=value", help="settings to change")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -88,11 +78,12 @@ def _owner(plans: dict[str, Any], name: str) -> str:
 
 
 def _train_command(plans: dict[str, Any], args: argparse.Namespace, number: int) -> str:
-    configuration, trainer = args.c, _TRAINERS.get(args.m, _RETROFIT)
-    searched = (plans["configurations"][args.c].get("nas") or {}).get("method") in ("iac", "iac_lth")
-    if trainer == _RETROFIT and not searched:
-        configuration = f"{args.c}_iaclth"
-    return train_and_predict_commands(str(number), configuration, args.p, trainer)[0]
+    """The training that the settings are for; the retrofit trains a configuration that has modules, or will have."""
+    configuration, trainer = args.c, METHODS[args.m].trainer_name
+    record = plans["configurations"][args.c].get("nas") or {}
+    if trainer == retrofit_trainer() and record.get("method") not in retrofitted():
+        configuration += METHODS["iac_lth"].suffix
+    return commands.train(number, configuration, plans=args.p, trainer=trainer)
 
 
 def _text(value: Any) -> str:

@@ -13,16 +13,12 @@ import argparse
 import json
 import sys
 
-from nnunet_nas.cli.common import (
-    add_dataset_arguments,
-    add_plans_arguments,
-    quiet_output,
-    train_and_predict_commands,
-    trainer_for,
-)
+from nnunet_nas.cli.common import add_dataset_arguments, add_plans_arguments, quiet_output
+from nnunet_nas.commands import DEFAULT_PLANS, train_and_predict
 from nnunet_nas.environment import dataset_number, find_preprocessed_dataset
 from nnunet_nas.errors import UsageError
 from nnunet_nas.files import read_json
+from nnunet_nas.methods import result_trainer
 from nnunet_nas.plans import add_configurations, plans_path, read_plans
 
 SUMMARY = "use what a search found on another data set"
@@ -36,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-from", required=True, dest="source", metavar="DATASET:CONFIGURATION", help="where it was found"
     )
     parser.add_argument(
-        "-from_plans", default="nnUNetPlans", metavar="PLANS", help="plans identifier there (default: %(default)s)"
+        "-from_plans", default=DEFAULT_PLANS, metavar="PLANS", help="plans identifier there (default: %(default)s)"
     )
     add_plans_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the added configuration as JSON")
@@ -69,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{derived.name}: {'added to' if added else 'already in'} plans {where} of {target.name}")
     for note in notes:
         print(note, file=sys.stderr)
-    number, trainer = str(dataset_number(target.name)), trainer_for(derived.provenance["method"])
-    for command in train_and_predict_commands(number, derived.name, where, trainer):
+    number, trainer = dataset_number(target.name), result_trainer(derived.provenance["method"])
+    for command in train_and_predict(number, derived.name, plans=where, trainer=trainer):
         print(f"next: {command}", file=sys.stderr)
     return 0

@@ -5,6 +5,7 @@ G, entropies and expected memory are the paper's (sections 3.4, 3.5 and 4.4.2); 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import numpy as np
 from nnunet_nas.dints.history import TopologyHistory
 from nnunet_nas.dints.topology import edges
 from nnunet_nas.errors import DataProblem
+from nnunet_nas.methods import Dynamics
 
+_HEADER = ("epoch", "G", "log P(feasible)", "patterns, nats", "operations, nats", "expected MiB", "edges settled")
 _SERIES = (
     "gap",
     "log_feasible",
@@ -39,6 +42,39 @@ def settled_epochs(selected: np.ndarray) -> np.ndarray:
     differs = selected.astype(bool) != selected[-1].astype(bool)
     last = differs.shape[0] - 1 - np.argmax(differs[::-1], axis=0)
     return np.where(differs.any(axis=0), last + 1, 0)
+
+
+def dynamics(path: Path) -> Dynamics:
+    """The dynamics of the search whose history lies at `path`, a row per epoch.
+
+    Raises:
+        DataProblem: not the history of a search for a topology, or no epoch has finished.
+    """
+    from nnunet_nas.dints.drawing import draw_progress
+
+    history = TopologyHistory.load(path)
+    analysis = analyse_topology(history)
+    settled = [row["settled"] for row in analysis["edges"]]
+    rows = [
+        [
+            str(epoch),
+            f"{analysis['gap'][epoch]:.0f}",
+            f"{analysis['log_feasible'][epoch]:.3f}",
+            f"{analysis['pattern_entropy'][epoch]:.3f}",
+            f"{analysis['operation_entropy'][epoch]:.3f}",
+            f"{analysis['expected_mib'][epoch]:.1f}",
+            f"{sum(first <= epoch for first in settled)}/{len(settled)}",
+        ]
+        for epoch in range(analysis["epochs"])
+    ]
+    return Dynamics(
+        content=analysis,
+        headline="",
+        header=_HEADER,
+        rows=rows,
+        words=0,
+        draw=lambda file, title: draw_progress(history, file, levels=levels_of(history), title=title),
+    )
 
 
 def analyse_topology(history: TopologyHistory) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nnunet_nas.commands import set_search
 from nnunet_nas.dints.decoding import Decoded, decode, negative_log_likelihood
 from nnunet_nas.dints.memory import MemoryModel
 from nnunet_nas.dints.operations import SKIP
@@ -84,7 +85,7 @@ def require_budget(layers: int, names: Sequence[str], model: MemoryModel, budget
     if budget_mib is not None and smallest > budget_mib:
         raise BudgetProblem(
             f"the smallest feasible network needs {smallest:.0f} MiB, the budget is {budget_mib:.0f} MiB: raise "
-            f"memory_limit_mib or sigma, or lower features or num_layers, with nnunet_nas set_search"
+            f"memory_limit_mib or sigma, or lower features or num_layers, with {set_search('dints')}"
         )
     return smallest
 

@@ -11,6 +11,7 @@ from dynamic_network_architectures.building_blocks.helper import convert_conv_op
 
 from nnunet_nas.architecture import import_arguments
 from nnunet_nas.blocks import Blocks
+from nnunet_nas.commands import set_search
 from nnunet_nas.dints.network import FEWEST_STAGES
 from nnunet_nas.dints.operations import OPERATIONS, Level, make_levels
 from nnunet_nas.dints.settings import DiNTSSettings
@@ -52,7 +53,7 @@ class Space:
             raise DataProblem(
                 f"{wanted} levels from stage {self.first_level} on do not fit the plan's {available} stages: DiNTS "
                 f"needs at least 2 levels, and {FEWEST_STAGES} stages with those above them; set num_levels and "
-                f"first_level with nnunet_nas set_search"
+                f"first_level with {set_search(settings.method)}"
             )
         self.blocks = Blocks(
             conv_op=kwargs["conv_op"],
@@ -81,7 +82,7 @@ class Space:
                 raise DataProblem(
                     f"patch size {'x'.join(map(str, patch_size))} is not divisible by {divisor} along axis {axis}, the "
                     f"product of the strides of {len(self.levels)} stages: correct patch_size in the plans, or set a "
-                    f"lower num_levels with nnunet_nas set_search"
+                    f"lower num_levels with {set_search(DiNTSSettings.method)}"
                 )
 
     @property

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv3d, instance_norm, pad
 
 from nnunet_nas.blocks import Blocks
+from nnunet_nas.commands import set_search
 from nnunet_nas.dints.network import ChainDecoder, LayeredEncoder, MultiResolutionNet
 from nnunet_nas.dints.operations import (
     OPERATIONS,
@@ -249,7 +250,7 @@ class DiNTSSupernet(MultiResolutionNet):
         if fast and not instance:
             raise DataProblem(
                 "the fast supernet mixes kernels before an affine instance normalisation, which this configuration "
-                "does not have: set nnunet_nas set_search ... -m dints supernet=exact"
+                f"does not have: run {set_search('dints', 'supernet=exact')}"
             )
         self.dimensions, self.input_channels = blocks.dimensions, input_channels
         self.keys_to_in_proj: tuple[str, ...] = ()

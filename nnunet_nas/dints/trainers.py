@@ -60,7 +60,6 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
     """Searches edges and operations, and adds `<base>_dints`, which stock nnU-Net trains."""
 
     settings_class = DiNTSSettings
-    result_suffix = "_dints"
     network: DiNTSSupernet
 
     def __init__(
@@ -149,7 +148,7 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         if needed / 2 > available:
             raise EnvironmentProblem(
                 f"the search needs at least {needed / 2:.0f} MiB, the GPU has {available:.0f}: set first_level=1, a "
-                f"lower search_features or search_batch_size, or supernet=fast, with nnunet_nas set_search -m dints"
+                f"lower search_features or search_batch_size, or supernet=fast, with {self.set_search()}"
             )
 
     def _search_mib(self, num_layers: int) -> float:
@@ -277,7 +276,7 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         if not (x.isfinite().all() and alpha.isfinite().all()):
             raise DataProblem(
                 f"the architecture became infinite in epoch {self.current_epoch}: the search up to the epoch before is "
-                f"kept; lower architecture_lr with nnunet_nas set_search and start again"
+                f"kept; lower architecture_lr with {self.set_search()} and start again"
             )
         found = self.select(within_budget=False)
         operations = torch.softmax(alpha, -1)
@@ -383,16 +382,6 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         network = build_without_weights(spec, deep_supervision=True)
         image = torch.empty(self.planned_batch_size, spec.input_channels, *spec.patch_size, device="meta")
         return kept_mib(lambda: network(image), list(network.parameters()))
-
-    def next_steps(self) -> list[str]:
-        """Train the network that was found, then predict; no trainer and no environment variable."""
-        plans = self.plans_manager.plans_name
-        options = "" if plans == "nnUNetPlans" else f" -p {plans}"
-        name, number = self.result_name(), self.dataset_number()
-        return [
-            f"nnUNetv2_train {number} {name} {self.fold}{options}",
-            f"nnUNetv2_predict -i INPUT_FOLDER -o OUTPUT_FOLDER -d {number} -c {name} -f {self.fold}{options}",
-        ]
 
 
 def _supernet(space: Space, settings: DiNTSSettings, input_channels: int, num_classes: int) -> DiNTSSupernet:

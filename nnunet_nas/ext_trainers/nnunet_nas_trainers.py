@@ -5,13 +5,6 @@ therefore defined in `nnunet_nas` proper, where they can be pickled, and this fo
 needs no trainer: its configurations train with stock nnU-Net.
 """
 
-from nnunet_nas.dints.trainers import nnUNetTrainerDiNTSSearch
-from nnunet_nas.iac.trainers import nnUNetTrainerIACLTHSearch, nnUNetTrainerIACSearch
-from nnunet_nas.skips.retrofit import nnUNetTrainerIACRetrofit
+from nnunet_nas.methods import METHODS, part
 
-__all__ = [
-    "nnUNetTrainerDiNTSSearch",
-    "nnUNetTrainerIACLTHSearch",
-    "nnUNetTrainerIACRetrofit",
-    "nnUNetTrainerIACSearch",
-]
+globals().update({str(method.trainer_name): part(method.trainer) for method in METHODS.values() if method.trainer})

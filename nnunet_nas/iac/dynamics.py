@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.iac.genotype import EDGES, INPUTS_PER_NODE, OPERATIONS, Genotype, discretise, edges_into
 from nnunet_nas.iac.history import SearchHistory
+from nnunet_nas.methods import Dynamics
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -124,6 +126,34 @@ class Analysis:
             },
             "edges": [edge.to_json() for edge in self.edges],
         }
+
+
+def dynamics(path: Path) -> Dynamics:
+    """The dynamics of the search whose history lies at `path`; an edge's row says when its final operation came first.
+
+    Raises:
+        DataProblem: not the history of a search for cells, or no epoch has finished.
+    """
+    from nnunet_nas.iac.drawing import draw_dynamics
+
+    analysis = analyse(SearchHistory.load(path))
+    rows = [
+        [
+            f"{edge.source}->{edge.target}",
+            edge.operation,
+            "kept" if edge.kept else "",
+            *("-" if epoch is None else str(epoch) for epoch in (*(edge.enters[c] for c in CRITERIA), edge.difficulty)),
+        ]
+        for edge in analysis.edges
+    ]
+    return Dynamics(
+        content=analysis.to_json(),
+        headline=f"{len(analysis)} epochs, {analysis.warmup_epochs} of them warm-up; first epoch in:",
+        header=["edge", "operation", "", *CRITERIA, "stays top_1"],
+        rows=rows,
+        words=3,
+        draw=lambda file, title: draw_dynamics(analysis, file, title),
+    )
 
 
 def analyse(history: SearchHistory) -> Analysis:

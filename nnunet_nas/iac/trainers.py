@@ -30,7 +30,6 @@ from nnunet_nas.settings import read_settings
 from nnunet_nas.skips.backbone import Backbone, BackboneAddress, load_backbone_checkpoint
 from nnunet_nas.skips.unet import SkipUNet, load_backbone, require_skips
 
-RETROFIT_TRAINER = "nnUNetTrainerIACRetrofit"
 THETA_0 = "theta_0.pth"
 GENOTYPE = "genotype.json"
 # Above this share of copying and pooling edges a cell has little to learn with: the known collapse of such searches.
@@ -275,19 +274,11 @@ class CellSearchTrainer(SearchTrainer):
         architecture["network_class_name"] = "nnunet_nas.iac.network.IACUNet"
         return {"architecture": architecture}
 
-    def next_steps(self) -> list[str]:
-        """Train the cells in the backbone, then predict."""
-        plans = self.plans_manager.plans_name
-        options = ("" if plans == "nnUNetPlans" else f" -p {plans}") + f" -tr {RETROFIT_TRAINER}"
-        name = self.result_name()
-        return [f"nnUNetv2_train {self.dataset_number()} {name} {self.fold}{options}"]
-
 
 class nnUNetTrainerIACSearch(BilevelSearchTrainer, CellSearchTrainer):
     """IAC: cell weights on one half of the training cases, alpha and beta on the other; all epochs."""
 
     settings_class = IACSettings
-    result_suffix = "_iac"
 
     @property
     def finished(self) -> bool:
@@ -310,7 +301,6 @@ class nnUNetTrainerIACLTHSearch(CellSearchTrainer):
     """IAC-LTH: one level on all training cases; edges that settle lose operations, and the search stops by itself."""
 
     settings_class = IACLTHSettings
-    result_suffix = "_iaclth"
 
     def prepare(self) -> None:
         """As for both searches; all thresholds at their start."""

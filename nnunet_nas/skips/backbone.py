@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 
+from nnunet_nas import commands
+from nnunet_nas.commands import STOCK_TRAINER
 from nnunet_nas.environment import dataset_number, folder_from_environment
 from nnunet_nas.errors import DataProblem
+from nnunet_nas.methods import trainers
 from nnunet_nas.plans import configuration_digest
-
-STOCK_TRAINER = "nnUNetTrainer"
-# Results of these trainers are no backbones: a search leaves no network, a retrofit has cells already.
-_OURS = ("nnUNetTrainerIAC", "nnUNetTrainerDiNTS")
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,8 @@ class BackboneAddress:
 
     def train_command(self) -> str:
         """The call that trains it."""
-        trainer = "" if self.trainer in (None, STOCK_TRAINER) else f" -tr {self.trainer}"
-        plans = "" if self.plans == "nnUNetPlans" else f" -p {self.plans}"
-        return f"nnUNetv2_train {dataset_number(self.dataset)} {self.configuration} {self.fold}{plans}{trainer}"
+        number = dataset_number(self.dataset)
+        return commands.train(number, self.configuration, self.fold, plans=self.plans, trainer=self.trainer)
 
 
 @dataclass(frozen=True)
@@ -121,8 +119,10 @@ def find_checkpoint(address: BackboneAddress) -> tuple[Path, str | None]:
     found = {
         entry.name.removesuffix(suffix): entry / f"fold_{address.fold}" / address.checkpoint
         for entry in (folder.iterdir() if folder.is_dir() else ())
-        if entry.name.endswith(suffix) and not entry.name.startswith(_OURS)
+        if entry.name.endswith(suffix)
     }
+    for ours in trainers():  # no backbones: a search leaves no network, a retrofit has modules already
+        found.pop(ours, None)
     trained = {trainer: path for trainer, path in found.items() if path.is_file()}
     trainer = address.trainer or _only(trained, address)
     if trainer in trained:
@@ -138,10 +138,14 @@ def _only(trained: Mapping[str, Path], address: BackboneAddress) -> str:
     if STOCK_TRAINER in trained or not trained:
         return STOCK_TRAINER
     if len(trained) > 1:
-        raise DataProblem(
-            f"backbones of several trainers: {', '.join(sorted(trained))}; choose one with nnunet_nas set_search "
-            f"-d {dataset_number(address.dataset)} -c {address.configuration} -m METHOD backbone_trainer=NAME"
+        choose = commands.set_search(
+            "METHOD",
+            "backbone_trainer=NAME",
+            dataset=dataset_number(address.dataset),
+            configuration=address.configuration,
+            plans=address.plans,
         )
+        raise DataProblem(f"backbones of several trainers: {', '.join(sorted(trained))}; choose one with {choose}")
     return next(iter(trained))
 
 

@@ -15,17 +15,18 @@ import numpy as np
 import torch
 from torch._dynamo import OptimizedModule
 
+from nnunet_nas import commands
 from nnunet_nas.environment import folder_from_environment
 from nnunet_nas.errors import DataProblem, exit_with_one_line
+from nnunet_nas.methods import METHODS, retrofitted
 from nnunet_nas.plans import resolve_configuration, staleness
 from nnunet_nas.search import ConfiguredTrainer
 from nnunet_nas.settings import read_settings
-from nnunet_nas.skips.backbone import STOCK_TRAINER, BackboneAddress, load_backbone_checkpoint
+from nnunet_nas.skips.backbone import BackboneAddress, load_backbone_checkpoint
 from nnunet_nas.skips.settings import IACRetrofitSettings
 from nnunet_nas.skips.unet import SkipUNet, load_backbone
 
-# Methods whose configurations put modules into the skips of a trained backbone.
-_RETROFITTED = ("iac", "iac_lth", "skip")
+_FRESH = commands.set_search(IACRetrofitSettings.method, "init=random")
 
 
 class nnUNetTrainerIACRetrofit(ConfiguredTrainer):
@@ -121,7 +122,7 @@ class nnUNetTrainerIACRetrofit(ConfiguredTrainer):
         if "search_folder" not in self.record:
             raise DataProblem(
                 f"configuration {self.configuration_name} was transferred from another data set and has no theta_0: "
-                f"set nnunet_nas set_search ... -m iac_retrofit init=random"
+                f"start from fresh weights with {_FRESH}"
             )
         results = folder_from_environment("nnUNet_results")
         return results / self.plans_manager.dataset_name / self.record["search_folder"]
@@ -136,7 +137,7 @@ class nnUNetTrainerIACRetrofit(ConfiguredTrainer):
             "_best_ema": self._best_ema,
             "current_epoch": self.current_epoch + 1,
             "init_args": self.my_init_kwargs,
-            "trainer_name": STOCK_TRAINER,
+            "trainer_name": commands.STOCK_TRAINER,
             "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
         }
 
@@ -154,15 +155,14 @@ def _searched(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
         DataProblem: the configuration has no cells, or its base has changed since.
     """
     record: dict[str, Any] = plans["configurations"].get(configuration, {}).get("nas") or {}
-    if record.get("method") not in _RETROFITTED:
-        ours = [
-            name
-            for name, entry in plans["configurations"].items()
-            if entry.get("nas", {}).get("method") in _RETROFITTED
+    methods = retrofitted()
+    if record.get("method") not in methods:
+        fitting = [
+            name for name, entry in plans["configurations"].items() if entry.get("nas", {}).get("method") in methods
         ]
         raise DataProblem(
-            f"configuration {configuration} has no searched cells; search them with -tr nnUNetTrainerIACLTHSearch, or "
-            f"choose one of: {', '.join(ours) or 'none yet'}"
+            f"configuration {configuration} has no searched cells; search them with -tr "
+            f"{METHODS['iac_lth'].trainer_name}, or choose one of: {', '.join(fitting) or 'none yet'}"
         )
     stale = staleness(plans, configuration)
     if stale:
@@ -179,7 +179,7 @@ def _load_theta_0(network: SkipUNet, path: Path) -> None:
     if not path.is_file():
         raise DataProblem(
             f"{path} is missing, the initial weights that IAC-LTH goes back to: restore it, or start from fresh ones "
-            f"with nnunet_nas set_search ... -m iac_retrofit init=random"
+            f"with {_FRESH}"
         )
     try:
         network.load_theta_0(torch.load(path, map_location="cpu", weights_only=True))

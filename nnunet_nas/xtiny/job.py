@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from nnunet_nas.architecture import build_without_weights, network_spec
+from nnunet_nas.commands import DEFAULT_PLANS
 from nnunet_nas.complexity import complexity_of
 from nnunet_nas.data import PatchSource, draw_cases, list_cases
 from nnunet_nas.errors import DataProblem, UsageError
@@ -64,7 +65,7 @@ class TinySettings:
     """
 
     configuration: str = "2d"
-    plans: str = "nnUNetPlans"
+    plans: str = DEFAULT_PLANS
     images: int | str | None = None
     cases: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (369,)

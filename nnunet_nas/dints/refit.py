@@ -1,0 +1,40 @@
+"""A topology on other plans: its edges and operations, with the target's kernels, strides and channels (our choice)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnunet_nas.architecture import NetworkSpec, import_arguments
+from nnunet_nas.dints.operations import make_levels, operation_steps
+from nnunet_nas.dints.space import level_features, topology_architecture
+from nnunet_nas.dints.topology import Topology
+from nnunet_nas.errors import DataProblem
+from nnunet_nas.transfer import Found
+
+
+def refit(found: Found, base: dict[str, Any], spec: NetworkSpec) -> tuple[dict[str, Any], list[str]]:
+    """Levels of the target; an operation that a level's kernel makes equal to a convolution becomes that."""
+    del spec
+    kwargs, source = import_arguments(base), found.architecture["arch_kwargs"]
+    topology, first_level = Topology.from_json(source["topology"]), int(source["first_level"])
+    stages = first_level + topology.levels
+    if stages > int(kwargs["n_stages"]):
+        raise DataProblem(
+            f"{found.name} needs {stages} stages ({topology.levels} levels from stage {first_level} on), the target "
+            f"has {kwargs['n_stages']}: search with fewer levels (num_levels), or choose another target configuration"
+        )
+    features = level_features(kwargs["features_per_stage"], stages, found.record["settings"].get("features"))
+    dimensions = len(source["kernel_sizes"][0])
+    levels = make_levels(features, kwargs["kernel_sizes"][:stages], kwargs["strides"][:stages], dimensions)
+    changed = 0
+    layers = []
+    for layer in topology.layers:
+        refitted = {}
+        for (start, end), name in layer.items():
+            fits = name in operation_steps(levels[first_level + end].kernel)
+            refitted[start, end] = name if fits else "conv"
+            changed += not fits
+        layers.append(refitted)
+    notes = [f"{changed} operations became plain convolutions, which the kernels make them equal to"] if changed else []
+    content = Topology(topology.levels, tuple(layers)).to_json()
+    return topology_architecture(base, content, features, first_level), notes
