@@ -76,10 +76,10 @@ def transfer(
     configuration = resolve_configuration(plans, base)
     spec = network_spec(plans, base, dataset_json)
     dimensions = len(configuration["patch_size"])
-    own = import_arguments(found.architecture)["conv_op"].__name__
-    if own != f"Conv{dimensions}d":
+    own = len(resolve_configuration(found.plans, found.name)["patch_size"])
+    if own != dimensions:
         raise DataProblem(
-            f"{found.name} is made of {own}, {base} of {dimensions}-D patches: choose a target configuration of the "
+            f"{found.name} is of {own}-D patches, {base} of {dimensions}-D ones: choose a target configuration of the "
             f"same dimension"
         )
     method = METHODS[found.record["method"]]

@@ -6,6 +6,7 @@ import math
 import shutil
 
 import pytest
+import torch
 
 from nnunet_nas.architecture import build_network, network_spec
 from nnunet_nas.cli.main import main
@@ -110,6 +111,33 @@ def test_cells_get_widths_for_the_targets_skips(two_datasets, capsys):
     assert cells["genotype"] == GENOTYPE
     assert cells["residual"] is True
     assert entry["configuration"] == "2d_iaclth_residual"
+
+
+ENCODER = "2d_mobilenetv3_large"
+
+
+@pytest.mark.parametrize(("source", "target"), [(ENCODER, ENCODER), (ENCODER, "2d"), ("2d", ENCODER)])
+def test_cells_go_from_and_onto_classification_encoders(two_datasets, source, target):
+    for dataset, name in (("12", source), ("11", target)):
+        if name != "2d":
+            assert main(["add_encoder", "-d", dataset, "-c", "2d", "-m", "mobilenetv3_large"]) == 0
+    other = two_datasets.with_name("Dataset012_Other")
+    plans = read(other)
+    cells = copy.deepcopy(plans["configurations"][source]["architecture"])
+    cells["arch_kwargs"] |= {"backbone": cells["network_class_name"], "cells": {"genotype": GENOTYPE}}
+    cells["network_class_name"] = "nnunet_nas.iac.network.IACUNet"
+    name, entry = found(source, "iac", f"{source}_iac", cells, CELL_SETTINGS)
+    plans["configurations"][name] = entry
+    (other / "nnUNetPlans.json").write_text(json.dumps(plans))
+    assert transfer("-c", target, "-from", f"12:{name}") == 0
+    spec = network_spec(read(two_datasets), f"{target}_iac", json.loads((two_datasets / "dataset.json").read_text()))
+    network = build_network(spec)
+    channels = network.encoder.output_channels[:-1]
+    assert spec.architecture["arch_kwargs"]["cells"]["widths"] == [
+        max(16, math.ceil(math.ceil(c / 4) / 4) * 4) for c in channels
+    ]
+    logits = network(torch.zeros(2, spec.input_channels, *spec.patch_size))
+    assert logits.shape == (2, spec.output_channels, *spec.patch_size)
 
 
 def test_a_width_is_a_cap_on_the_targets_channels(two_datasets):
