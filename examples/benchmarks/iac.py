@@ -5,8 +5,8 @@
     python examples/benchmarks/iac.py search FOLDER...  finished searches: epochs, seconds, what pruning saves
     python examples/benchmarks/iac.py checkpoint FOLDER...   and what their checkpoint of every epoch costs
 
-`cells` compares with `plain_pc_darts.py`, one module per edge and operation, with the same weights; it ends with an
-error where outputs or any gradient differ in double precision. Seconds are minimum and median of alternating
+`cells` compares with `tests/plain_pc_darts.py`, one module per edge and operation, with the same weights; it ends with
+an error where outputs or any gradient differ in double precision. Seconds are minimum and median of alternating
 repetitions. CPU seconds are those of all threads together: their ratio stands where other work shares the machine (set
 OMP_WAIT_POLICY=PASSIVE, so that waiting threads do not count). MiB are what autograd keeps for the backward pass, each
 storage once, weights not counted; on CUDA the peak of a step above what was allocated before stands beside it.
@@ -29,7 +29,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from plain_pc_darts import PlainCell
 from timing import alternate, gpu_peak_mib
 from torch import Tensor, nn
 
@@ -41,6 +40,10 @@ from nnunet_nas.iac.history import SearchHistory
 from nnunet_nas.iac.operations import CONVOLUTIONS
 from nnunet_nas.iac.settings import IACSettings
 from nnunet_nas.iac.supernet import Mixture, SuperCell
+
+# The plain form is the tests' own: one home for what defines the right answer.
+sys.path.append(str(Path(__file__).parents[2] / "tests"))
+from plain_pc_darts import PlainCell
 
 Shapes = list[tuple[int, tuple[int, ...]]]
 # Skip channels and spatial shape per level, and the batch: what nnU-Net plans for patches of 128x128 and 32x40x32.

@@ -1,11 +1,19 @@
 """The supernet of the search: every candidate operation on every edge, relaxed and shared by all levels.
 
-Paper: IAC-LTH, sections 3.2 and 3.3, after PC-DARTS. The first c/K channels of a node go through the mixed operations,
-the others pass, both are concatenated and shuffled. Weights are stored at full width c and sliced to c/K in the
-search (our choice): they can be put back to their initial values for the discrete cell. Only 1/K of a depthwise and
-1/K^2 of a pointwise weight takes part in the search.
+Paper: IAC-LTH, sections 3.2 and 3.3, after PC-DARTS. The idea, with one module per edge and operation:
 
-What makes a step cheap, with the same result as one module per edge and operation:
+    mixed = sum(p * operation(x[:, :c // K]) for p, operation in zip(probabilities[edge], operations[edge]))
+    edge_output = shuffle(cat(mixed, x[:, c // K:]))
+    node = sum(w * edge_output for w, edge_output in zip(weights, incoming_edges))
+
+The first c/K channels of a node go through all operations, weighted by p (softmax of alpha); the others pass; a node is
+the sum over its incoming edges, weighted by w (of beta). `tests/plain_pc_darts.py` writes this out, and is the measure
+of what stands here: read it first.
+
+Weights are stored at full width c and sliced to c/K in the search (our choice): they can be put back to their initial
+values for the discrete cell. Only 1/K of a depthwise and 1/K^2 of a pointwise weight takes part in the search.
+
+What makes a step cheap here, with the same result:
 - A depthwise and the following pointwise convolution are linear: their product is one small dense kernel, which costs
   more arithmetic, runs several times faster and saves no activation in between.
 - All edges that leave a node share its ReLU, and each operation of theirs is one convolution (grouped where inputs

@@ -131,7 +131,7 @@ class CellSearchTrainer(SearchTrainer):
         """Makes all processes agree on alpha and beta, tests and prunes, and records the epoch."""
         broadcast(parameter.data for parameter in self.network.architecture_parameters())
         probabilities, weights = self.network.continuous_cell()
-        divergence, tau = self.test(probabilities, weights)
+        divergence, tau = self.prune(probabilities, weights)
         probabilities, weights = self.network.continuous_cell()
         self.history.append(
             probabilities=probabilities,
@@ -146,8 +146,8 @@ class CellSearchTrainer(SearchTrainer):
             seconds=self.epoch_seconds(),
         )
 
-    def test(self, probabilities: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The stability test of an epoch; this search has none.
+    def prune(self, probabilities: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Takes operations off edges that are stable; this search prunes none.
 
         Args:
             probabilities: p, (14, 7).
@@ -323,8 +323,8 @@ class nnUNetTrainerIACLTHSearch(CellSearchTrainer):
         self.descend(loss, optimizers, self.network.cell_parameters())
         return {"loss": loss.detach().cpu().numpy()}
 
-    def test(self, probabilities: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Prunes the edges that have settled; see `StabilityPruning.update`."""
+    def prune(self, probabilities: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Prunes the edges that are stable; see `StabilityPruning.update`."""
         if self.warming_up:
             return np.full(len(EDGES), np.nan), self.pruning.tau.copy()
         divergence = self.pruning.update(probabilities, weights)

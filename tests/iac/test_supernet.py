@@ -1,13 +1,12 @@
 """The supernet against the plain implementation, the discrete cell and its own promises."""
 
 import copy
-import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from plain_pc_darts import PlainCell
 from torch import nn
 
 from nnunet_nas.errors import DataProblem
@@ -18,11 +17,6 @@ from nnunet_nas.iac.relaxation import edge_weights, operation_probabilities
 from nnunet_nas.iac.settings import IACLTHSettings
 from nnunet_nas.iac.supernet import IACSupernet, Mixture, SuperCell
 from nnunet_nas.skips.unet import SKIP_PREFIX, load_backbone
-
-PATH = Path(__file__).parents[2] / "examples/benchmarks/plain_pc_darts.py"
-SPEC = importlib.util.spec_from_file_location("plain_pc_darts", PATH)
-plain_pc_darts = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(plain_pc_darts)
 
 LEVELS = {"2d": ((9, 8), (3, 3)), "3d": ((5, 6, 7), (3, 3, 3)), "anisotropic": ((3, 8, 7), (1, 3, 3))}
 
@@ -71,7 +65,7 @@ def unet(cls=PlainConvUNet, conv=nn.Conv2d, norm=nn.InstanceNorm2d, kernels=3, s
 def test_it_equals_the_plain_implementation_forward_and_gradients(level, share, partial, norm):
     shape, kernel = LEVELS[level]
     fast = super_cell(shape, kernel, partial=partial, norm=norm)
-    plain = plain_pc_darts.PlainCell(fast)
+    plain = PlainCell(fast)
     alpha, beta, active = relaxed(share)
     generator = torch.Generator().manual_seed(5)
     given = torch.randn(2, 2, 10, *shape, generator=generator, dtype=torch.float64)

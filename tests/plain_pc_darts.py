@@ -1,7 +1,8 @@
 """The relaxed cell written the plain way: one module per edge and operation, nothing shared, everything computed.
 
-What `nnunet_nas.iac.supernet.SuperCell` is measured against, and checked against in the tests: the same function of
-the same weights, written from the description of the method (IAC-LTH, sections 3.1 and 3.2) edge by edge.
+What `nnunet_nas.iac.supernet.SuperCell` is checked against, and measured against in `examples/benchmarks/iac.py`: the
+same function of the same weights, written from the description of the method (IAC-LTH, sections 3.1 and 3.2) edge by
+edge. Whoever wants to understand the relaxed cell reads this file first.
 """
 
 from __future__ import annotations
