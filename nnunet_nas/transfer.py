@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nnunet_nas.architecture import NetworkSpec, build_without_weights, import_arguments, network_spec
+from nnunet_nas.architecture import NetworkSpec, build_without_weights, network_spec
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.methods import METHODS, part
 from nnunet_nas.plans import DerivedConfiguration, configuration_digest, provenance, resolve_configuration
