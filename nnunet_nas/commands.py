@@ -6,6 +6,8 @@ An option at nnU-Net's default is left out, as its users leave it out.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
+from pathlib import Path
 
 DEFAULT_PLANS = "nnUNetPlans"
 STOCK_TRAINER = "nnUNetTrainer"
@@ -67,6 +69,18 @@ def train_and_predict(
     ]
 
 
+def evaluate(predictions: Path) -> str:
+    """The nnU-Net call that evaluates a folder of predictions, with the files that nnU-Net puts there."""
+    description, plans = predictions / "dataset.json", predictions / "plans.json"
+    return _spelt("nnUNetv2_evaluate_folder", "LABELS_FOLDER", predictions, "-djfile", description, "-pfile", plans)
+
+
+def compare(models: Sequence[str], *, labels: Path | None = None) -> str:
+    """The call that compares folders of predictions, with all metrics and pictures."""
+    reference = [] if labels is None else ["-ref", str(labels)]
+    return _spelt("nnunet_nas", "compare", "-m", *models, *reference, "-metrics", "hd95", "nsd", "-o", "comparison")
+
+
 def ours(
     command: str, dataset: int | str, configuration: str | None = None, *words: str, plans: str = DEFAULT_PLANS
 ) -> str:
@@ -101,5 +115,5 @@ def _options(plans: str, trainer: str | None) -> list[str]:
     return chosen_plans + ([] if trainer in (None, STOCK_TRAINER) else ["-tr", str(trainer)])
 
 
-def _spelt(*words: int | str) -> str:
+def _spelt(*words: int | str | Path) -> str:
     return shlex.join(str(word) for word in words)

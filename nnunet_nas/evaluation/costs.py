@@ -50,7 +50,7 @@ def cost_of(model: Model) -> Cost:
         missing = "no plans.json" if model.home is None else "no folder named after a configuration"
         return Cost(None, None, f"the costs of {model.name} are unknown: {missing} beside its results")
     try:
-        spec = network_spec(read_plans(model.home / "plans.json"), model.configuration, model.dataset_json())
+        spec = network_spec(read_plans(model.home / "plans.json"), model.configuration, model.dataset_json)
         return Cost(spec, complexity_of(spec))
     except DataProblem as error:
         return Cost(None, None, f"the costs of {model.name} are unknown: {error}")

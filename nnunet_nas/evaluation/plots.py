@@ -2,13 +2,12 @@
 
 A panel per class: each case is a dot, sorted by its difference; the band is the margin of equivalence; the line through
 the diamond at the right is the mean difference with its bootstrap interval. Where a few cases differ by far more than
-the margin, the axis is linear within ten margins and logarithmic beyond, and says so. Colours are those of Okabe and
-Ito; won and lost cases differ in shape, too.
+the margin, the axis is linear within ten margins and logarithmic beyond, and says so. Won and lost cases differ in
+shape, too.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ import numpy as np
 
 from nnunet_nas.evaluation.paired import Floats
 from nnunet_nas.evaluation.report import FOREGROUND, PairTable, Row
-from nnunet_nas.files import replace_file
+from nnunet_nas.figures import BLUE, RED, new_figure, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 MOST_PANELS = 8
 _COLUMN = 3.5  # inches
-_BETTER, _WORSE, _SAME, _MEAN = "#0072B2", "#D55E00", "#8C8C8C", "#000000"
+_SAME, _MEAN = "#8C8C8C", "#000000"
 _LINEAR_MARGINS = 10
 
 
@@ -39,9 +38,7 @@ def draw_differences(tables: Sequence[PairTable], path: Path) -> None:
     Raises:
         EnvironmentProblem: no permission or no space.
     """
-    image = io.BytesIO()
-    differences_figure(tables).savefig(image, format="png", dpi=300)
-    replace_file(path, image.getvalue())
+    write_figure(differences_figure(tables), path, dpi=300)
 
 
 def differences_figure(tables: Sequence[PairTable]) -> Figure:
@@ -49,12 +46,9 @@ def differences_figure(tables: Sequence[PairTable]) -> Figure:
 
     Of more than eight classes, the foreground mean and those with the largest mean differences are shown.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     keys = _shown(tables)
-    figure = Figure(figsize=(_COLUMN * len(tables), 0.85 + 1.45 * len(keys)), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(_COLUMN * len(tables), 0.85 + 1.45 * len(keys))
+    figure.set_layout_engine("constrained")
     group, one = tables[0].group, tables[0].letters[0]
     figure.suptitle(f"{group.title}\n{one}: {_shortened(group.models[0].name)}", fontsize=6.5)
     grid = figure.subplots(len(keys), len(tables), squeeze=False, sharey="row")
@@ -119,7 +113,7 @@ def _draw_row(axes: Axes, row: Row, table: PairTable) -> None:
     differences = np.sort(row.second - row.first)
     gains = differences if table.metric.higher_is_better else -differences
     positions = np.arange(1, len(differences) + 1)
-    for wanted, colour, marker in ((gains > 0, _BETTER, "^"), (gains < 0, _WORSE, "v"), (gains == 0, _SAME, "o")):
+    for wanted, colour, marker in ((gains > 0, BLUE, "^"), (gains < 0, RED, "v"), (gains == 0, _SAME, "o")):
         axes.scatter(positions[wanted], differences[wanted], s=9, color=colour, marker=marker, linewidth=0, zorder=3)
     _draw_mean(axes, row, len(differences))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -155,34 +155,22 @@ class Combined:
     """Fisher's combination of the overall p-values of several tables.
 
     Attributes:
-        metric: what is compared.
+        metric: name of what is compared.
         what: which comparisons, in words.
         p_values: that were combined.
-        p_value: the combined one.
+        p_fisher: the combined one.
         gains: comparisons with a positive effect, the second model being better.
         losses: comparisons with a negative one.
         independent: False if the comparisons share their cases, so that the combined p-value is too small.
     """
 
-    metric: Metric
+    metric: str
     what: str
     p_values: Sequence[float]
-    p_value: float
+    p_fisher: float
     gains: int
     losses: int
     independent: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON."""
-        return {
-            "metric": self.metric.name,
-            "what": self.what,
-            "p_values": list(self.p_values),
-            "p_fisher": self.p_value,
-            "gains": self.gains,
-            "losses": self.losses,
-            "independent": self.independent,
-        }
 
 
 @dataclass(frozen=True)
@@ -216,7 +204,7 @@ class Report:
             "cases": {group.dataset: list(group.cases) for group in self.groups},
             "settings": self.settings,
             "comparisons": [table.to_json() for table in self.tables],
-            "combined": [combined.to_json() for combined in self.combined],
+            "combined": [asdict(combined) for combined in self.combined],
             "notes": list(self.notes),
         }
 
@@ -395,10 +383,10 @@ def _combined(metric: Metric, what: str, tables: Sequence[PairTable], *, indepen
         return None
     p_values = [comparison.p_value for comparison in found]
     return Combined(
-        metric=metric,
+        metric=metric.name,
         what=what,
         p_values=p_values,
-        p_value=fisher(p_values),
+        p_fisher=fisher(p_values),
         gains=sum(comparison.effect > 0 for comparison in found),
         losses=sum(comparison.effect < 0 for comparison in found),
         independent=independent,

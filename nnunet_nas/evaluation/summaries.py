@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from nnunet_nas import commands
 from nnunet_nas.environment import VARIABLES, dataset_names, dataset_number, folder_from_environment
 from nnunet_nas.errors import DataProblem, NasError, UsageError
 from nnunet_nas.files import read_json
 
 SUMMARY = "summary.json"
-_PARTS = 3  # trainer, plans, configuration
 _SHOWN = 5
 
 
@@ -52,6 +52,7 @@ class Model:
         configuration: of the plans; None if it cannot be told from the folder's name.
         cases: by name.
         unpredicted: files of labels without a prediction, where we evaluated a folder.
+        dataset_json: content of the `dataset.json` there; empty if there is none.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Model:
     configuration: str | None
     cases: dict[str, Case]
     unpredicted: Sequence[str] = ()
+    dataset_json: dict[str, Any] = field(default_factory=dict)
 
     @property
     def classes(self) -> list[str]:
@@ -69,13 +71,6 @@ class Model:
     def folds(self) -> list[str]:
         """Folds that the cases are from; empty for predictions of other images."""
         return sorted({case.fold for case in self.cases.values()} - {""})
-
-    def dataset_json(self) -> dict[str, Any]:
-        """Content of the model's `dataset.json`; empty if there is none."""
-        if self.home is None:
-            return {}
-        content = read_json(self.home / "dataset.json", "copy it from the data set's preprocessed folder")
-        return content if isinstance(content, dict) else {}
 
     def with_metrics(self, values: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Model:
         """The same model with further metrics.
@@ -130,7 +125,7 @@ def find_model(name: str, results: Path | None) -> Path:
         return Path(name)
     if results is None:
         raise UsageError(f"-m {name} is no path here: say with -d DATASET which data set's model it is")
-    there = sorted(path.name for path in results.iterdir() if path.is_dir() and _is_model_name(path.name))
+    there = sorted(path.name for path in results.iterdir() if path.is_dir() and model_parts(path))
     raise DataProblem(
         f"{results} has no model {name} (there: {', '.join(there) or 'none'}), and it is no path either: "
         f"give TRAINER__PLANS__CONFIGURATION"
@@ -165,10 +160,9 @@ def load_model(path: Path, name: str, *, folds: Sequence[str], labels: Path | No
     if path.is_file() or (path / SUMMARY).exists():
         return read_evaluated_folder(path, name)
     if labels is None:
-        files = f"-djfile {path / 'dataset.json'} -pfile {path / 'plans.json'}"
         raise DataProblem(
             f"{path} has no {SUMMARY}: name the labels of its predictions with -ref LABELS_FOLDER, or run "
-            f"nnUNetv2_evaluate_folder LABELS_FOLDER {path} {files}"
+            f"{commands.evaluate(path)}"
         )
     return evaluate_predictions(path, name, labels, processes=processes)
 
@@ -197,7 +191,7 @@ def read_trained_model(path: Path, name: str, folds: Sequence[str]) -> Model:
                     f"choose folds without common cases with -f"
                 )
             cases[case.name] = case
-    return Model(name, path, path.name.split("__")[-1], cases)
+    return Model(name, path, path.name.split("__")[-1], cases, dataset_json=_dataset_json(path))
 
 
 def read_evaluated_folder(path: Path, name: str) -> Model:
@@ -210,7 +204,7 @@ def read_evaluated_folder(path: Path, name: str) -> Model:
     mend = "run nnUNetv2_evaluate_folder again, or give the labels with -ref"
     cases = read_summary(summary, mend)
     home, configuration = _home(summary.parent)
-    return Model(name, home, configuration, cases)
+    return Model(name, home, configuration, cases, dataset_json=_dataset_json(home))
 
 
 def evaluate_predictions(path: Path, name: str, labels: Path, *, processes: int) -> Model:
@@ -253,7 +247,7 @@ def evaluate_predictions(path: Path, name: str, labels: Path, *, processes: int)
         case["metrics"] = {label_or_region_to_key(key): values for key, values in case["metrics"].items()}
     missing = sorted(file.name for file in labels.glob(f"*{ending}") if file.name not in predictions)
     home, configuration = _home(path)
-    return Model(name, home, configuration, _cases(result, path, fold=""), missing)
+    return Model(name, home, configuration, _cases(result, path, fold=""), missing, dataset_json)
 
 
 def read_summary(path: Path, mend: str, *, fold: str = "") -> dict[str, Case]:
@@ -280,20 +274,40 @@ def read_summary(path: Path, mend: str, *, fold: str = "") -> dict[str, Case]:
 
 def validation_command(path: Path, fold: str) -> str:
     """The nnU-Net call that produces a fold's validation: it validates, goes on training, or starts to train."""
-    try:
-        trainer, plans, configuration = path.name.split("__")
-        number = str(dataset_number(path.resolve().parent.name))
-    except (ValueError, UsageError):
-        return f"nnUNetv2_train DATASET CONFIGURATION {fold} --val"
-    options = ("" if plans == "nnUNetPlans" else f" -p {plans}") + (
-        "" if trainer == "nnUNetTrainer" else f" -tr {trainer}"
-    )
     folder = path / f"fold_{fold}"
-    if (folder / "checkpoint_final.pth").exists():
-        options += " --val"
-    elif (folder / "checkpoint_latest.pth").exists():
-        options += " --c"
-    return f"nnUNetv2_train {number} {configuration} {fold}{options}"
+    found = model_parts(path)
+    try:
+        dataset = dataset_number(path.resolve().parent.name)
+    except UsageError:
+        found = None
+    if found is None:
+        return commands.train("DATASET", "CONFIGURATION", fold, switch="--val")
+    trainer, plans, configuration = found
+    switches = {"--val": folder / "checkpoint_final.pth", "--c": folder / "checkpoint_latest.pth"}
+    return commands.train(
+        dataset,
+        configuration,
+        fold,
+        plans=plans,
+        trainer=trainer,
+        switch=next((switch for switch, checkpoint in switches.items() if checkpoint.exists()), ""),
+    )
+
+
+def prediction_command(model: Model, dataset: str) -> str:
+    """The nnU-Net call that predicts with a trained model of a data set and all of its folds."""
+    found = None if model.home is None else model_parts(model.home)
+    if found is None:
+        return "nnUNetv2_predict -h"
+    trainer, plans, configuration = found
+    folds = " ".join(fold.removeprefix("fold_") for fold in model.folds)
+    return commands.predict(dataset_number(dataset), configuration, folds, plans=plans, trainer=trainer)
+
+
+def model_parts(path: Path) -> tuple[str, str, str] | None:
+    """Trainer, plans and configuration that name a model's folder; None for any other folder."""
+    words = path.name.split("__")
+    return (words[0], words[1], words[2]) if len(words) == 3 else None
 
 
 def common_cases(models: Sequence[Model], *, allow_others: bool) -> tuple[list[str], list[str]]:
@@ -337,7 +351,7 @@ def listed(names: Sequence[str]) -> str:
 
 def class_names(model: Model) -> dict[str, str]:
     """What the data set calls its classes or regions, by their key in summary.json; the key itself if it is unknown."""
-    labels = model.dataset_json().get("labels", {})
+    labels = model.dataset_json.get("labels", {})
     known = {str(tuple(value) if isinstance(value, list) else value): name for name, value in labels.items()}
     return {key: known.get(key, f"class {key}") for key in model.classes}
 
@@ -390,8 +404,11 @@ def _home(folder: Path) -> tuple[Path | None, str | None]:
     return None, None
 
 
-def _is_model_name(name: str) -> bool:
-    return len(name.split("__")) == _PARTS
+def _dataset_json(home: Path | None) -> dict[str, Any]:
+    if home is None:
+        return {}
+    content = read_json(home / "dataset.json", "copy it from the data set's preprocessed folder")
+    return content if isinstance(content, dict) else {}
 
 
 def _require_same_labels(first: Model, second: Model, cases: Sequence[str]) -> None:

@@ -123,7 +123,7 @@ def surface_tasks(
     for name in cases:
         case = model.cases[name]
         reference = case.reference if labels is None else labels / case.prediction.name
-        content = model.dataset_json() or {"file_ending": case.prediction.name.removeprefix(name)}
+        content = model.dataset_json or {"file_ending": case.prediction.name.removeprefix(name)}
         tasks.append((name, SurfaceTask(reference, case.prediction, tuple(case.metrics), content, tolerance)))
     return tasks
 

@@ -1,115 +1,154 @@
-"""Comparisons as rows of text, CSV and LaTeX."""
+"""Comparisons as rows of text, CSV and LaTeX.
+
+What a comparison holds is its JSON; a column says once what it takes from there and how every form prints it. A cell
+whose value is missing is a dash in text and LaTeX and empty in CSV.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from nnunet_nas.evaluation.costs import Cost
-from nnunet_nas.evaluation.report import Combined, Group, Metric, PairTable, Row, letter
+from nnunet_nas.evaluation.report import Combined, Group, PairTable, Row, letter
 
-CSV_HEADER = (
-    "dataset",
-    "fold",
-    "metric",
-    "first",
-    "second",
-    "class",
-    "name",
-    "cases",
-    "mean_first",
-    "mean_second",
-    "difference",
-    "low",
-    "high",
-    "interval",
-    "won",
-    "lost",
-    "tied",
-    "effect",
-    "p_value",
-    "p_holm",
-    "p_equivalence",
-    "margin",
-    "verdict",
-    "undefined_in_both",
-    "undefined_in_one",
-)
-CASES_HEADER = ("dataset", "fold", "metric", "class", "name", "case", "first", "second", "first_value", "second_value")
-COMBINED_HEADER = ("combined", "effects above/below 0", "p Fisher")
-COST_HEADER = ("", "configuration", "patch size", "parameters", "", "MACs", "", "inference MiB", "training MiB")
 _SMALLEST_P = 1e-10
 
 
-def comparison_header(table: PairTable) -> list[str]:
-    """Header of a table; `difference` is second - first."""
-    one, other = table.letters
-    return [
-        table.metric.title,
-        "cases",
-        one,
-        other,
-        f"{other} - {one}",
+@dataclass(frozen=True)
+class Column:
+    """A column of a table; headings and cells are format strings over the values of a row.
+
+    Attributes:
+        heading: in text; empty for a column of CSV alone.
+        cell: in text and LaTeX; the format `p` is for p-values.
+        latex: heading in LaTeX.
+        align: l, c or r, in LaTeX.
+        csv: what CSV has of it, with all digits: values, or `heading=value`.
+    """
+
+    heading: str
+    cell: str
+    latex: str = ""
+    align: str = "r"
+    csv: str = ""
+
+
+COMPARISON = (
+    Column("", "", csv="dataset fold metric first second class"),
+    Column("{title}", "{name}", "class", "l", csv="name"),
+    Column("cases", "{cases}", "$n$", csv="cases"),
+    Column("{a}", "{mean_first:.{digits}f}", "{a}", csv="mean_first"),
+    Column("{b}", "{mean_second:.{digits}f}", "{b}", csv="mean_second"),
+    Column("{b} - {a}", "{difference:+.{digits}f}", "{b} $-$ {a}", csv="difference"),
+    Column(
         "95 % interval",
-        "won/lost/tied",
-        "effect",
-        "p",
-        "p Holm",
+        "[{interval[low]:+.{digits}f}, {interval[high]:+.{digits}f}]{mark}",
+        r"95\,\% interval",
+        "c",
+        csv="low=interval[low] high=interval[high] interval=interval[method]",
+    ),
+    Column("won/lost/tied", "{won}/{lost}/{tied}", "won/lost/tied", csv="won lost tied"),
+    Column("effect", "{effect:+.2f}", "effect", csv="effect"),
+    Column("p", "{p_value:p}", "$p$", csv="p_value"),
+    Column("p Holm", "{p_holm:p}", r"$p_{{\text{{Holm}}}}$", csv="p_holm"),
+    Column(
         "p equiv.",
-        f"within ±{table.metric.margin:g}",
+        "{equivalence[p_value]:p}",
+        r"$p_{{\text{{equiv.}}}}$",
+        csv="p_equivalence=equivalence[p_value] margin=equivalence[margin]",
+    ),
+    Column(
+        "within ±{margin:g}",
+        "{equivalence[verdict]}",
+        r"within $\pm{margin:g}$",
+        "l",
+        csv="verdict=equivalence[verdict]",
+    ),
+    Column("", "", csv="undefined_in_both undefined_in_one"),
+)
+COMBINED = (
+    Column("combined", "{metric}, {what}"),
+    Column("effects above/below 0", "{gains}/{losses}"),
+    Column("p Fisher", "{p_fisher:p}{mark}"),
+)
+COSTS = (
+    Column("", "{letter}"),
+    Column("configuration", "{configuration}"),
+    Column("patch size", "{patch}"),
+    Column("parameters", "{parameters:,}"),
+    Column("", "{parameters_share}"),
+    Column("MACs", "{giga_macs:.3f} G"),
+    Column("", "{macs_share}"),
+    Column("inference MiB", "{inference_mib:.1f}"),
+    Column("training MiB", "{training_mib:.1f}"),
+)
+TIME = Column("ms per patch", "{milliseconds:.1f}")
+CASES = ("dataset", "fold", "metric", "class", "name", "case", "first", "second", "first_value", "second_value")
+
+
+def comparison_text(table: PairTable) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a table; differences are second - first."""
+    return _printed(COMPARISON, _heading_values(table), [_cell_values(table, row) for row in table.rows])
+
+
+def comparison_csv(tables: Sequence[PairTable]) -> str:
+    """One line per row of the tables, with all digits."""
+    fields = [field.partition("=") for column in COMPARISON for field in column.csv.split()]
+    rows = [_row_values(table, row) for table in tables for row in table.rows]
+    lines = [[_csv_cell(place or name, values) for name, _, place in fields] for values in rows]
+    return _csv([name for name, *_ in fields], lines)
+
+
+def comparison_latex(table: PairTable) -> str:
+    """A `tabular` for LaTeX's booktabs."""
+    columns = [column for column in COMPARISON if column.latex]
+    _, rows = comparison_text(table)
+    heading = _heading_values(table)
+    header = [column.latex.format_map(heading) for column in columns]
+    lines = [
+        f"% {table.group.title}: {table.metric.title}; {heading['a']} = {heading['first']}, "
+        f"{heading['b']} = {heading['second']}",
+        f"\\begin{{tabular}}{{{''.join(column.align for column in columns)}}}",
+        r"\toprule",
+        " & ".join(header) + r" \\",
+        r"\midrule",
+        *(" & ".join(map(_latex, row)) + r" \\" for row in rows),
+        r"\bottomrule",
+        r"\end{tabular}",
     ]
+    return "\n".join(lines)
 
 
-def comparison_cells(row: Row, metric: Metric) -> list[str]:
-    """A row of the table as text."""
-    found = row.comparison
-    if found is None:
-        return [row.name, "0", *["-"] * 10]
-    digits = metric.digits
-    interval = "-"
-    if found.interval is not None:
-        mark = "" if found.interval.method == "BCa" else "*"
-        interval = f"[{found.interval.low:+.{digits}f}, {found.interval.high:+.{digits}f}]{mark}"
-    return [
-        row.name,
-        str(found.cases),
-        f"{found.mean_first:.{digits}f}",
-        f"{found.mean_second:.{digits}f}",
-        f"{found.difference:+.{digits}f}",
-        interval,
-        f"{found.won}/{found.lost}/{found.tied}",
-        f"{found.effect:+.2f}",
-        p_text(found.p_value),
-        "-" if row.p_holm is None else p_text(row.p_holm),
-        "-" if found.equivalence is None else p_text(found.equivalence.p_value),
-        "-" if found.equivalence is None else found.equivalence.verdict,
-    ]
+def cases_csv(tables: Sequence[PairTable]) -> str:
+    """One line per compared case, class and pair of models: what the pictures show."""
+    lines = []
+    for table in tables:
+        for row in table.rows:
+            values = _row_values(table, row)
+            for case, first, second in zip(row.cases, row.first, row.second, strict=True):
+                values.update(case=case, first_value=float(first), second_value=float(second))
+                lines.append([values[name] for name in CASES])
+    return _csv(CASES, lines)
 
 
-def has_percentile_interval(table: PairTable) -> bool:
-    """Whether an interval of the table is marked with an asterisk."""
-    intervals = [row.comparison.interval for row in table.rows if row.comparison]
-    return any(interval is not None and interval.method != "BCa" for interval in intervals)
+def combined_text(combined: Sequence[Combined]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: what was combined, direction of the comparisons, and the p-value."""
+    return _printed(COMBINED, {}, [{**asdict(each), "mark": "" if each.independent else "+"} for each in combined])
 
 
-def cost_table(group: Group, costs: Sequence[Cost]) -> tuple[list[str], list[list[str]]]:
+def cost_text(group: Group, costs: Sequence[Cost]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of what a group's models cost, with shares of the first one; dashes where it is unknown."""
-    header, rows = list(COST_HEADER), []
     timed = any(cost.seconds_per_patch is not None for cost in costs)
-    for position, (model, cost) in enumerate(zip(group.models, costs, strict=True)):
-        row = [letter(position), model.configuration or "-", *_cost_cells(cost, costs[0] if position else None)]
-        if timed:
-            row.append("-" if cost.seconds_per_patch is None else f"{1000 * cost.seconds_per_patch:.1f}")
-        rows.append(row)
-    return [*header, "ms per patch"] if timed else header, rows
-
-
-def combined_cells(combined: Combined) -> list[str]:
-    """What was combined, direction of the comparisons, and the p-value, as text."""
-    mark = "" if combined.independent else "+"
-    directions = f"{combined.gains}/{combined.losses}"
-    return [f"{combined.metric.name}, {combined.what}", directions, p_text(combined.p_value) + mark]
+    rows = [
+        {"letter": letter(position), "configuration": model.configuration, **_cost_values(cost, costs[0], position)}
+        for position, (model, cost) in enumerate(zip(group.models, costs, strict=True))
+    ]
+    return _printed((*COSTS, TIME) if timed else COSTS, {}, rows)
 
 
 def p_text(p_value: float) -> str:
@@ -117,70 +156,68 @@ def p_text(p_value: float) -> str:
     return f"<{_SMALLEST_P:.0e}" if p_value < _SMALLEST_P else f"{p_value:.2g}"
 
 
-def comparison_csv(tables: Sequence[PairTable]) -> str:
-    """One line per row of the tables, with all digits."""
-    return _csv(CSV_HEADER, [_csv_cells(table, row) for table in tables for row in table.rows])
+class _MissingError(LookupError):
+    """A value that a cell needs is not there."""
 
 
-def cases_csv(tables: Sequence[PairTable]) -> str:
-    """One line per compared case, class and pair of models: what the pictures show."""
-    lines = []
-    for table in tables:
-        group = table.group
-        one, other = group.models[0].name, group.models[table.position].name
-        for row in table.rows:
-            start = [group.dataset, group.fold, table.metric.name, row.key, row.name]
-            for case, first, second in zip(row.cases, row.first, row.second, strict=True):
-                lines.append([*start, case, one, other, float(first), float(second)])
-    return _csv(CASES_HEADER, lines)
+class _Cells(string.Formatter):
+    """Python's format strings, with `p` for p-values."""
+
+    def get_value(self, key: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        value = kwargs.get(str(key))
+        if value is None:
+            raise _MissingError(key)
+        return value
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        return p_text(value) if format_spec == "p" else str(super().format_field(value, format_spec))
 
 
-def comparison_latex(table: PairTable) -> str:
-    """A `tabular` for LaTeX's booktabs."""
+def _printed(
+    columns: Sequence[Column], heading: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> tuple[list[str], list[list[str]]]:
+    shown = [column for column in columns if column.cell]
+    return [column.heading.format_map(heading) for column in shown], [
+        [_cell(column, values) for column in shown] for values in rows
+    ]
+
+
+def _cell(column: Column, values: Mapping[str, Any]) -> str:
+    try:
+        return _Cells().vformat(column.cell, (), values)
+    except _MissingError:
+        return "-"
+
+
+def _heading_values(table: PairTable) -> dict[str, Any]:
     one, other = table.letters
-    header = [
-        "class",
-        "$n$",
-        one,
-        other,
-        f"{other} $-$ {one}",
-        r"95\,\% interval",
-        "won/lost/tied",
-        "effect",
-        "$p$",
-        r"$p_{\text{Holm}}$",
-        r"$p_{\text{equiv.}}$",
-        rf"within $\pm{table.metric.margin:g}$",
-    ]
-    models = table.group.models
-    names = f"{one} = {models[0].name}, {other} = {models[table.position].name}"
-    lines = [
-        f"% {table.group.title}: {table.metric.title}; {names}",
-        r"\begin{tabular}{lrrrrcrrrrrl}",
-        r"\toprule",
-        " & ".join(header) + r" \\",
-        r"\midrule",
-        *(" & ".join(map(_latex, comparison_cells(row, table.metric))) + r" \\" for row in table.rows),
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    return "\n".join(lines)
+    return {**table.to_json(), "a": one, "b": other, "title": table.metric.title, "margin": table.metric.margin}
 
 
-def _cost_cells(cost: Cost, first: Cost | None) -> list[str]:
-    if cost.spec is None or cost.complexity is None:
-        return ["-"] * 7
-    found = cost.complexity
-    base = first.complexity if first else None
-    return [
-        "x".join(map(str, cost.spec.patch_size)),
-        f"{found.parameters:,}",
-        _share(found.parameters, base.parameters) if base else "",
-        f"{found.macs / 1e9:.3f} G",
-        _share(found.macs, base.macs) if base else "",
-        f"{found.inference_mib:.1f}",
-        f"{found.training_mib:.1f}",
-    ]
+def _row_values(table: PairTable, row: Row) -> dict[str, Any]:
+    """Everything about a row, by the names that columns use."""
+    return table.to_json() | row.to_json()
+
+
+def _cell_values(table: PairTable, row: Row) -> dict[str, Any]:
+    values = _row_values(table, row)
+    by_percentile = values.get("interval") and values["interval"]["method"] != "BCa"
+    return values | {"digits": table.metric.digits, "mark": "*" if by_percentile else ""}
+
+
+def _cost_values(cost: Cost, first: Cost, position: int) -> dict[str, Any]:
+    found, base = cost.to_json(), first.to_json()
+    if found is None:
+        return {}
+    values = {
+        **found,
+        "patch": "x".join(map(str, found["patch_size"])),
+        "giga_macs": found["macs"] / 1e9,
+        "milliseconds": None if cost.seconds_per_patch is None else 1000 * cost.seconds_per_patch,
+    }
+    for name in ("parameters", "macs"):
+        values[f"{name}_share"] = _share(found[name], base[name]) if base and position else ""
+    return values
 
 
 def _share(value: int, base: int) -> str:
@@ -189,39 +226,21 @@ def _share(value: int, base: int) -> str:
     return f"1/{1 / ratio:.3g}" if ratio < 1 else f"{ratio:.3g}x"
 
 
+def _csv_cell(place: str, values: Mapping[str, Any]) -> Any:
+    """Nothing where there is no value, the number of cases where JSON lists them."""
+    try:
+        value, _ = _Cells().get_field(place, (), values)
+    except _MissingError:
+        return ""
+    return len(value) if isinstance(value, list) else value
+
+
 def _csv(header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(lines)
     return text.getvalue()
-
-
-def _csv_cells(table: PairTable, row: Row) -> list[object]:
-    group, found = table.group, row.comparison
-    start = [group.dataset, group.fold, table.metric.name, group.models[0].name, group.models[table.position].name]
-    end = [len(row.undefined), len(row.one_sided)]
-    if found is None:
-        return [*start, row.key, row.name, 0, *[""] * 15, *end]
-    interval, equivalence = found.interval, found.equivalence
-    return [
-        *start,
-        row.key,
-        row.name,
-        found.cases,
-        found.mean_first,
-        found.mean_second,
-        found.difference,
-        *(("", "", "") if interval is None else (interval.low, interval.high, interval.method)),
-        found.won,
-        found.lost,
-        found.tied,
-        found.effect,
-        found.p_value,
-        row.p_holm,
-        *(("", "", "") if equivalence is None else (equivalence.p_value, equivalence.margin, equivalence.verdict)),
-        *end,
-    ]
 
 
 def _latex(text: str) -> str:

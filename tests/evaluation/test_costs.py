@@ -13,7 +13,7 @@ from nnunet_nas.complexity import complexity_of
 from nnunet_nas.evaluation.costs import Cost, cost_of, seconds_per_patch
 from nnunet_nas.evaluation.report import Group
 from nnunet_nas.evaluation.summaries import Case, Model
-from nnunet_nas.evaluation.tables import COST_HEADER, cost_table
+from nnunet_nas.evaluation.tables import COSTS, cost_text
 
 
 @pytest.fixture
@@ -24,7 +24,9 @@ def model(fake_preprocessed, tmp_path):
 
     def make(configuration, home=tmp_path):
         nowhere = tmp_path / "a.nii.gz"
-        return Model(f"m_{configuration}", home, configuration, {"a": Case("a", "", nowhere, nowhere, {"1": {}})})
+        cases = {"a": Case("a", "", nowhere, nowhere, {"1": {}})}
+        description = json.loads((fake_preprocessed / "dataset.json").read_text())
+        return Model(f"m_{configuration}", home, configuration, cases, dataset_json=description)
 
     return make
 
@@ -52,14 +54,14 @@ def test_unknown_costs_say_why(model, tmp_path, configuration, has_home, reason)
 
 def test_the_table_shows_shares_of_the_first_model(model):
     group = Group("", "", [model("2d"), model("3d_fullres"), model(None)], [])
-    header, rows = cost_table(group, [cost_of(one) for one in group.models])
-    assert header == list(COST_HEADER)
+    header, rows = cost_text(group, [cost_of(one) for one in group.models])
+    assert header == [column.heading for column in COSTS]
     parameters = [int(row[3].replace(",", "")) for row in rows[:2]]
     assert rows[0][4] == ""
     assert rows[1][4] == f"{parameters[1] / parameters[0]:.3g}x"
     assert rows[2] == ["C", "-", *["-"] * 7]
     # The other way round it is a part.
-    _, rows = cost_table(Group("", "", group.models[1::-1], []), [cost_of(one) for one in group.models[1::-1]])
+    _, rows = cost_text(Group("", "", group.models[1::-1], []), [cost_of(one) for one in group.models[1::-1]])
     assert rows[1][4] == f"1/{parameters[1] / parameters[0]:.3g}"
 
 

@@ -44,7 +44,7 @@ def points_of(axes):
     return np.concatenate([np.asarray(collection.get_offsets()) for collection in axes.collections])
 
 
-@pytest.mark.parametrize(("cases", "spread"), [(2, 0.01), (32, 0.3), (210, 0.05)])
+@pytest.mark.parametrize(("cases", "spread"), [(2, 0.01), (210, 0.3)])
 def test_texts_do_not_overlap_and_stay_inside(tables, cases, spread):
     figure = differences_figure(tables(2, cases, spread=spread))
     texts = [(text.get_text(), box) for text, box in drawn_texts(figure)]
@@ -68,7 +68,7 @@ def test_every_case_is_a_dot_in_order(tables):
     assert high > differences[-1]
 
 
-@pytest.mark.parametrize(("spread", "scale"), [(0.001, "linear"), (0.02, "linear"), (0.3, "symlog")])
+@pytest.mark.parametrize(("spread", "scale"), [(0.02, "linear"), (0.3, "symlog")])
 def test_the_margin_is_visible_at_any_scale(tables, spread, scale):
     figure = differences_figure(tables(1, 32, spread=spread))
     (axes,) = figure.axes

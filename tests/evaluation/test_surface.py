@@ -95,8 +95,7 @@ def test_a_slice_is_measured_in_its_plane():
     assert len(surface_distances(box((1, 9, 9), (0, 1), (0, 9), (0, 9)), one[None, :9, :9], (1, 1, 1))[0]) == 32
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("shape", [(9, 11), (5, 6, 7)])
+@pytest.mark.parametrize(("seed", "shape"), [(0, (9, 11)), (1, (5, 6, 7))])
 def test_distances_are_those_of_brute_force(seed, shape):
     spacing = np.array([3.0, 1.2, 0.8][-len(shape) :])
     masks = blobs(seed, shape)
@@ -116,12 +115,12 @@ MONAI = [
 ]
 
 
-@pytest.mark.parametrize(("seed", "expected"), list(enumerate(MONAI)))
-def test_both_metrics_are_monais(seed, expected):
-    random = np.random.default_rng(seed)
-    reference, prediction = (random.random((8, 14, 15)) > threshold for threshold in (0.97, 0.95))
-    found = surface_metrics(reference, prediction, (2.5, 1.0, 0.7), tolerance=1.0)
-    assert (found["HD95"], found["NSD"]) == pytest.approx(expected, rel=1e-5)
+def test_both_metrics_are_monais():
+    for seed, expected in enumerate(MONAI):
+        random = np.random.default_rng(seed)
+        reference, prediction = (random.random((8, 14, 15)) > threshold for threshold in (0.97, 0.95))
+        found = surface_metrics(reference, prediction, (2.5, 1.0, 0.7), tolerance=1.0)
+        assert (found["HD95"], found["NSD"]) == pytest.approx(expected, rel=1e-5)
 
 
 def task(folder, reference, prediction, labels, classes):
