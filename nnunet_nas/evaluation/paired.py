@@ -34,6 +34,8 @@ ALPHA = 0.05
 RESAMPLES = 9999
 # Up to here the numbers of patterns of signs are exact in double precision.
 EXACT_CASES = 50
+# What equal values may differ by after arithmetic, in parts of the largest one.
+_ROUNDING = 1e-12
 # Doubles of one batch of resamples: 32 MiB, whatever the number of cases.
 _BATCH = 2**22
 
@@ -280,9 +282,7 @@ def one_sided_tests(gains: Floats, margin: float) -> tuple[float, float]:
         gains: two or more.
         margin: in the unit of the gains.
     """
-    mean, degrees = _mean(gains), len(gains) - 1
-    error = float(np.std(gains, ddof=1)) / math.sqrt(len(gains))
-    return _upper_p(mean + margin, error, degrees), _upper_p(margin - mean, error, degrees)
+    return _upper_p(gains, -margin), _upper_p(-gains, -margin)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -301,15 +301,16 @@ def fisher(p_values: Sequence[float]) -> float:
     It asks whether there is a difference anywhere, whatever its direction. Comparisons that share cases or a model are
     not independent, and then the combined p-value is too small.
     """
-    statistic = -2 * sum(math.log(p) if p > 0 else -math.inf for p in p_values)
-    return float(stats.chi2.sf(statistic, 2 * len(p_values)))
+    # The logarithm of 0, which SciPy warns of.
+    return float(stats.combine_pvalues(p_values).pvalue) if all(p_values) else 0.0
 
 
-def _upper_p(distance: float, error: float, degrees: int) -> float:
-    """p-value of "the true distance is 0 or less"; without any spread the distance is the truth."""
-    if error == 0:
-        return 0.5 - 0.5 * float(np.sign(distance))
-    return float(stats.t.sf(distance / error, degrees))
+def _upper_p(values: Floats, bound: float) -> float:
+    """p-value of "the true mean is `bound` or less", by t; without any spread the mean is the truth."""
+    if np.ptp(values) <= _ROUNDING * max(1.0, float(np.abs(values).max())):
+        return 0.5 - 0.5 * float(np.sign(round(_mean(values) - bound, 12)))
+    # Sorted, so that the order of the cases cannot change the last digit.
+    return float(stats.ttest_1samp(np.sort(values), bound, alternative="greater").pvalue)
 
 
 def _mean(values: Floats) -> float:
