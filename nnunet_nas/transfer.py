@@ -59,6 +59,20 @@ def found_configuration(plans: dict[str, Any], name: str) -> Found:
     return Found(plans, name, configuration["architecture"], record)
 
 
+def planned_features(base: dict[str, Any]) -> Any:
+    """`features_per_stage` of the target's architecture.
+
+    Raises:
+        DataProblem: its network has none.
+    """
+    if "features_per_stage" not in base["arch_kwargs"]:
+        raise DataProblem(
+            f"the target's {base['network_class_name'].rpartition('.')[2]} has no features_per_stage: choose a "
+            f"configuration with one of nnU-Net's U-Nets"
+        )
+    return base["arch_kwargs"]["features_per_stage"]
+
+
 def transfer(
     found: Found, plans: dict[str, Any], base: str, dataset_json: dict[str, Any]
 ) -> tuple[DerivedConfiguration, list[str]]:

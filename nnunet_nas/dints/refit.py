@@ -9,7 +9,7 @@ from nnunet_nas.dints.operations import make_levels, operation_steps
 from nnunet_nas.dints.space import level_features, topology_architecture
 from nnunet_nas.dints.topology import Topology
 from nnunet_nas.errors import DataProblem
-from nnunet_nas.transfer import Found
+from nnunet_nas.transfer import Found, planned_features
 
 
 def refit(found: Found, base: dict[str, Any], spec: NetworkSpec) -> tuple[dict[str, Any], list[str]]:
@@ -23,7 +23,7 @@ def refit(found: Found, base: dict[str, Any], spec: NetworkSpec) -> tuple[dict[s
             f"{found.name} needs {stages} stages ({topology.levels} levels from stage {first_level} on), the target "
             f"has {kwargs['n_stages']}: search with fewer levels (num_levels), or choose another target configuration"
         )
-    features = level_features(kwargs["features_per_stage"], stages, found.record["settings"].get("features"))
+    features = level_features(planned_features(base), stages, found.record["settings"].get("features"))
     dimensions = len(source["kernel_sizes"][0])
     levels = make_levels(features, kwargs["kernel_sizes"][:stages], kwargs["strides"][:stages], dimensions)
     changed = 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from nnunet_nas.architecture import NetworkSpec
 from nnunet_nas.errors import DataProblem
-from nnunet_nas.transfer import Found
+from nnunet_nas.transfer import Found, planned_features
 from nnunet_nas.xtiny.widths import capped_features
 
 
@@ -15,7 +15,7 @@ def refit(found: Found, base: dict[str, Any], spec: NetworkSpec) -> tuple[dict[s
     """The cap, on the target's channels."""
     del spec
     cap = int(found.record["settings"]["cap"])
-    planned = base["arch_kwargs"]["features_per_stage"]
+    planned = planned_features(base)
     if not isinstance(planned, list) or max(planned) <= cap:
         raise DataProblem(f"the cap {cap} changes nothing in features_per_stage={planned}: the target is as narrow")
     architecture = deepcopy(base)

@@ -140,6 +140,20 @@ def test_cells_go_from_and_onto_classification_encoders(two_datasets, source, ta
     assert logits.shape == (2, spec.output_channels, *spec.patch_size)
 
 
+@pytest.mark.parametrize("name", ["2d_xtiny8", "2d_dints"])
+def test_widths_and_topologies_do_not_fit_classification_encoders(two_datasets, capsys, name):
+    other = two_datasets.with_name("Dataset012_Other")
+    plans = read(other)
+    architecture = copy.deepcopy(plans["configurations"]["2d"]["architecture"])
+    architecture["arch_kwargs"] |= {"topology": {"levels": 3, "layers": [{"0->0": "conv"}]}, "first_level": 0}
+    plans["configurations"] |= dict([found("2d", "dints", "2d_dints", architecture, {"features": None})])
+    (other / "nnUNetPlans.json").write_text(json.dumps(plans))
+    assert main(["add_encoder", "-d", "11", "-c", "2d", "-m", "mobilenetv3_large"]) == 0
+    capsys.readouterr()
+    assert transfer("-c", ENCODER, "-from", f"12:{name}") == 4
+    assert "TimmUNet has no features_per_stage: choose a configuration" in capsys.readouterr().err
+
+
 def test_a_width_is_a_cap_on_the_targets_channels(two_datasets):
     assert transfer("-c", "3d_fullres", "-from", "12:2d_xtiny8") == 4
     assert transfer("-c", "2d", "-from", "12:2d_xtiny8") == 0
