@@ -37,15 +37,16 @@ class TopologyHistory:
     Attributes:
         edge_logits: x after the epoch, (t, layers, E).
         operations: softmax(alpha) after the epoch, (t, layers, E, N).
-        selected: edges of the most probable feasible topology, (t, layers, E).
+        selected: edges of the topology that the search would deliver after the epoch: the most probable feasible one,
+            or within a hard budget the most probable one at the price that meets it, (t, layers, E).
         warmup: 1 where only network weights were trained, (t,).
-        gap: G, edges in which the most probable patterns and the feasible ones differ, (t,).
+        gap: G, edges in which the most probable patterns and the selected ones differ, (t,).
         log_feasible: log P(feasible), nats, (t,).
-        nll: of the decoded topology, nats, (t,).
+        nll: of the selected topology, nats, (t,).
         pattern_entropy: of the connection patterns, nats per layer, (t,).
         operation_entropy: nats per edge, (t,).
         expected_mib: expected training memory, MiB, (t,).
-        selected_mib: the same of the decoded topology, (t,).
+        selected_mib: the same of the selected topology, (t,).
         budget_mib: what it is held against, (t,).
         train_loss: mean over the epoch, (t,).
         val_loss: likewise, NaN where there is none.

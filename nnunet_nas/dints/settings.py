@@ -61,6 +61,12 @@ class DiNTSSettings:
     losses: Literal["exact", "paper"] = setting(
         "exact", "our choice", "exact: entropies in nats, P(feasible), MiB; paper: Eqs. 5, 7 and 10 as printed"
     )
+    maximum_memory: Literal["code", "printed", "largest"] = setting(
+        "code",
+        "our choice",
+        "M_a with losses=paper; code: that of MONAI, operations weighted; printed: Eq. 9, all operations at once, of "
+        "which no network reaches more than 0.3 to 0.4; largest: each edge's most expensive operation",
+    )
     topology_weight: float | None = setting(
         None,
         "our choice",

@@ -250,7 +250,7 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         """The terms of the chosen mode at present."""
         x, alpha = self.logits()
         if self.settings.losses == "paper":
-            return paper_terms(x, alpha, self.memory, self.settings.sigma)
+            return paper_terms(x, alpha, self.memory, self.settings.sigma, self.settings.maximum_memory)
         return exact_terms(x, alpha, self.memory, self.budget_mib)
 
     def logits(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -278,7 +278,7 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
                 f"the architecture became infinite in epoch {self.current_epoch}: the search up to the epoch before is "
                 f"kept; lower architecture_lr with {self.set_search()} and start again"
             )
-        found = self.select(within_budget=False)
+        found = self.select(within_budget=self.has_hard_budget)
         operations = torch.softmax(alpha, -1)
         weight = marginals(x)
         self.history.append(

@@ -1,5 +1,7 @@
 """The terms beside the segmentation loss, by hand for two levels: four edges, fifteen patterns."""
 
+import contextlib
+import io
 import math
 
 import numpy as np
@@ -27,7 +29,7 @@ def terms(mode, logits, alpha, model=MODEL, budget=100.0):
 
 
 def test_the_paper_by_hand():
-    found = paper_terms(*uniform(), MODEL, 0.8)
+    found = paper_terms(*uniform(), MODEL, 0.8, "printed")
     # Eq. 5: three of four edges have an entropy of ln 2, over 2 x 4 x 2 probabilities; 15 equally likely patterns,
     # over 15 of them.
     assert found.operations.item() == pytest.approx(2 * 3 * math.log(2) / 16)
@@ -38,6 +40,64 @@ def test_the_paper_by_hand():
     assert found.topology.item() == pytest.approx(sum(entropy))
     # Every edge in 8 of 15 patterns; operations cost 4, 8, 4 and 0 on average, 8 + 16 + 8 + 0 together.
     assert found.memory.item() == pytest.approx(abs(8 / 15 * 16 / 32 - 0.8))
+
+
+def test_the_largest_memory_by_hand_in_three_readings():
+    def ratio(maximum, edges=0.0):
+        logits, alpha = uniform()
+        return paper_terms(logits + edges, alpha, MODEL, 0.0, maximum).memory.item()
+
+    # Every edge in 8 of 15 patterns. Per layer operations cost 4, 8, 4 and 0 on average, 8, 16, 8 and 0 together, and the
+    # most expensive ones 8, 12, 6 and 0.
+    assert ratio("code") == pytest.approx(8 / 15)
+    assert ratio("printed") == pytest.approx(8 / 15 * 16 / 32)
+    assert ratio("largest") == pytest.approx(8 / 15 * 16 / 26)
+    # With all edges there, a network of average operations.
+    assert [ratio(name, 50.0) for name in ("code", "printed", "largest")] == pytest.approx([1, 16 / 32, 16 / 26])
+
+
+@pytest.mark.parametrize(("maximum", "reaches"), [("printed", False), ("code", True), ("largest", True)])
+def test_where_the_largest_memory_is_a_networks_sigma_can_be_met(maximum, reaches):
+    """By descent on the memory term alone: what it settles at, at sigma 0.9."""
+    rng = np.random.default_rng(0)
+    cost = np.concatenate([np.zeros((7, 1)), rng.uniform(8, 10, (7, 4))], 1)
+    model = MemoryModel(cost, np.ones(3), np.ones(3), 0.0)
+    logits = torch.zeros(3, 7, dtype=torch.float64, requires_grad=True)
+    alpha = torch.zeros(3, 7, 5, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([logits, alpha], 0.3)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = paper_terms(logits, alpha, model, 0.9, maximum).memory
+        loss.backward()
+        optimizer.step()
+    assert (loss.item() < 0.05) == reaches
+
+
+def test_the_reading_of_the_code_is_monais():
+    monai = pytest.importorskip("monai.networks.nets.dints")
+    with contextlib.redirect_stdout(io.StringIO()):
+        search = monai.TopologySearch(channel_mul=1 / 16, num_blocks=3, num_depths=3, spatial_dims=3)
+    rng = np.random.default_rng(0)
+    with torch.no_grad():
+        for parameter in (search.log_alpha_a, search.log_alpha_c):
+            parameter.copy_(torch.from_numpy(rng.normal(0, 2, parameter.shape)))
+    size = (2, 1, 32, 32, 32)
+    theirs = search.get_ram_cost_usage(size) / search.get_ram_cost_usage(size, full=True)
+    # Theirs of every output voxel of an edge, in the order of our edges.
+    voxels = np.array([search.filter_nums[end] / 8**end for end in search.arch_code2out])
+    cost = (1 + search.ram_cost[0]) * voxels[:, None]
+    model = MemoryModel(cost, np.ones(3), np.ones(3), 0.0)
+    x, alpha = (tensor.detach().double().requires_grad_() for tensor in (search.log_alpha_a, search.log_alpha_c))
+    ours = paper_terms(x, alpha, model, 0.0, "code").memory
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    gradients = torch.autograd.grad(theirs, (search.log_alpha_a, search.log_alpha_c))
+    for found, wanted in zip(torch.autograd.grad(ours, (x, alpha)), gradients, strict=True):
+        assert found.float().allclose(wanted, rtol=1e-3, atol=1e-6)
+    # Whatever the operations: at even odds an edge is in 2^6 of the 2^7 - 1 patterns.
+    with torch.no_grad():
+        search.log_alpha_a.zero_()
+    even = search.get_ram_cost_usage(size) / search.get_ram_cost_usage(size, full=True)
+    assert even.item() == pytest.approx(64 / 127, rel=1e-5)
 
 
 def test_the_exact_form_by_hand():

@@ -21,6 +21,7 @@ from searches import (
 )
 
 from nnunet_nas.architecture import build_network, network_spec
+from nnunet_nas.dints.decoding import most_probable
 from nnunet_nas.dints.history import TopologyHistory
 from nnunet_nas.dints.selection import smallest_network
 from nnunet_nas.dints.topology import Topology
@@ -258,6 +259,21 @@ def test_a_limit_in_mib_is_met(searchable):
     assert limited.select(within_budget=False).mib > limited.budget_mib
     found = limited.select(within_budget=limited.has_hard_budget)
     assert smallest <= found.mib <= limited.budget_mib == pytest.approx(1.15 * smallest)
+
+
+@NO_PICTURES
+def test_what_is_recorded_is_what_is_delivered_where_the_budget_decides(searchable):
+    trainer = make(searchable)
+    trainer.initialize()
+    smallest = smallest_network(2, trainer.space.names, trainer.memory).mib
+    set_settings(searchable, "2d", "dints", memory_limit_mib=1.3 * smallest, num_epochs=2)
+    limited = run(searchable)
+    delivered = Topology.from_json(json.loads((Path(limited.output_folder) / "topology.json").read_text()))
+    assert limited.select(within_budget=False).mib > limited.budget_mib
+    selected = limited.history.selected[-1].astype(bool)
+    np.testing.assert_array_equal(selected, delivered.selected())
+    assert limited.history.selected_mib[-1] == pytest.approx(limited.memory.of(delivered, limited.space.names))
+    assert limited.history.gap[-1] == np.sum(most_probable(limited.history.edge_logits[-1]) != selected) > 0
 
 
 @NO_PICTURES
