@@ -26,8 +26,8 @@ class Method:
         trainer: the trainer that reads those settings.
         in_backbone: whether its results are trained inside a frozen backbone, by the retrofit.
         refit: fits a result to other plans, see `transfer`; None where nothing is found.
-        dynamics: function from a history's path to `Dynamics`; None where there is no history.
-        history: an array that its histories hold and those of other methods do not.
+        history: schema of what its search records, see `histories`; None where nothing is recorded.
+        dynamics: function from such a history to `Dynamics`; likewise.
     """
 
     name: str
@@ -36,8 +36,8 @@ class Method:
     trainer: str | None = None
     in_backbone: bool = False
     refit: str | None = None
+    history: str | None = None
     dynamics: str | None = None
-    history: str = ""
 
     @property
     def trainer_name(self) -> str | None:
@@ -82,8 +82,8 @@ METHODS = {
             trainer="nnunet_nas.iac.trainers:nnUNetTrainerIACSearch",
             in_backbone=True,
             refit="nnunet_nas.iac.refit:refit",
+            history="nnunet_nas.iac.history:CellHistory",
             dynamics="nnunet_nas.iac.dynamics:dynamics",
-            history="probabilities",
         ),
         Method(
             "iac_lth",
@@ -92,8 +92,8 @@ METHODS = {
             trainer="nnunet_nas.iac.trainers:nnUNetTrainerIACLTHSearch",
             in_backbone=True,
             refit="nnunet_nas.iac.refit:refit",
+            history="nnunet_nas.iac.history:CellHistory",
             dynamics="nnunet_nas.iac.dynamics:dynamics",
-            history="probabilities",
         ),
         Method(
             "iac_retrofit",
@@ -106,8 +106,8 @@ METHODS = {
             settings="nnunet_nas.dints.settings:DiNTSSettings",
             trainer="nnunet_nas.dints.trainers:nnUNetTrainerDiNTSSearch",
             refit="nnunet_nas.dints.refit:refit",
+            history="nnunet_nas.dints.history:TopologyHistory",
             dynamics="nnunet_nas.dints.dynamics:dynamics",
-            history="edge_logits",
         ),
         Method("skip", in_backbone=True),
         Method("encoder"),

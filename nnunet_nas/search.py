@@ -29,7 +29,7 @@ from nnunet_nas.distributed import average_gradients
 from nnunet_nas.environment import dataset_number
 from nnunet_nas.errors import DataProblem, UsageError, exit_with_one_line
 from nnunet_nas.files import read_json, replace_file
-from nnunet_nas.histories import HISTORY
+from nnunet_nas.histories import HISTORY, History
 from nnunet_nas.methods import METHODS, result_trainer
 from nnunet_nas.plans import (
     DerivedConfiguration,
@@ -107,7 +107,7 @@ class SearchTrainer(ConfiguredTrainer):
     settings_class: ClassVar[type[Any]]
     is_ddp: bool
     base_digest: str
-    history: Any
+    history: History
     _drawn_epochs: int
     _added: bool
     _next_drawing: float
@@ -142,13 +142,29 @@ class SearchTrainer(ConfiguredTrainer):
     def finished(self) -> bool:
         """Whether the search is over."""
 
+    @property
+    @abstractmethod
+    def warming_up(self) -> bool:
+        """Whether the present epoch leaves the architecture alone."""
+
     @abstractmethod
     def prepare(self) -> None:
-        """Completes the network that was just built, for example by the backbone's weights."""
+        """Completes the network that was just built, for example by the backbone's weights; begins the history."""
 
     @abstractmethod
     def decide(self) -> None:
         """What happens at the end of an epoch, before it is recorded: tests, pruning, history."""
+
+    def record(self, **decided: Any) -> None:
+        """Adds the finished epoch to the history: what was decided, and what nnU-Net measured."""
+        self.history.append(
+            **decided,
+            warmup=self.warming_up,
+            train_loss=self.logged("train_losses"),
+            val_loss=self.logged("val_losses"),
+            dice=self.logged("mean_fg_dice"),
+            seconds=self.epoch_seconds(),
+        )
 
     @abstractmethod
     def summary(self) -> str:
@@ -160,7 +176,7 @@ class SearchTrainer(ConfiguredTrainer):
 
     @abstractmethod
     def search_state(self) -> dict[str, Any]:
-        """The method's own part of a checkpoint: tensors, numbers, strings, lists and dictionaries."""
+        """The method's own part of a checkpoint beside its history: tensors, numbers, strings, lists, dictionaries."""
 
     @abstractmethod
     def load_search_state(self, state: dict[str, Any]) -> None:
@@ -382,6 +398,7 @@ class SearchTrainer(ConfiguredTrainer):
 
     def checkpoint(self) -> dict[str, Any]:
         """Everything that a restart needs."""
+        history = {name: torch.from_numpy(array) for name, array in self.history.arrays().items()}
         return {
             "layout": _STATE_LAYOUT,
             "trainer_name": type(self).__name__,
@@ -391,7 +408,7 @@ class SearchTrainer(ConfiguredTrainer):
             "logging": json.dumps(self.logger.get_checkpoint(), default=float),
             "grad_scaler": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
             "random": self._random_states(),
-            "search": self.search_state(),
+            "search": {**self.search_state(), "history": history},
         }
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
@@ -404,6 +421,8 @@ class SearchTrainer(ConfiguredTrainer):
             if not self.was_initialized:
                 self.initialize()
             self.load_search_state(state["search"])
+            arrays = {name: tensor.numpy() for name, tensor in state["search"]["history"].items()}
+            self.history = type(self.history).from_arrays(arrays)
             self.current_epoch = state["current_epoch"]
             self.logger.load_checkpoint(json.loads(state["logging"]))
             if self.grad_scaler is not None and state["grad_scaler"] is not None:

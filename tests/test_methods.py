@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from nnunet_nas.cli.main import main
+from nnunet_nas.histories import History, column
 from nnunet_nas.methods import (
     METHODS,
     Dynamics,
@@ -37,7 +38,8 @@ def test_every_part_exists_and_is_its_methods(name):
         assert part(method.trainer).__name__ == method.trainer_name
     if method.searches:
         assert part(method.trainer).settings_class is part(method.settings)
-    for reference in filter(None, (method.refit, method.dynamics)):
+    assert (method.history is None) == (method.dynamics is None)
+    for reference in filter(None, (method.refit, method.history, method.dynamics)):
         assert callable(part(reference))
 
 
@@ -85,9 +87,13 @@ def refit_toy(found, base, spec):
     return architecture, [f"for {spec.output_channels} classes"]
 
 
-def toy_dynamics(path):
-    with np.load(path) as content:
-        gains = content["toy_gain"].tolist()
+@dataclass(eq=False)
+class ToyHistory(History):
+    toy_gain: np.ndarray = column(dtype=np.int64)
+
+
+def toy_dynamics(history):
+    gains = history.toy_gain.tolist()
     rows = [[str(epoch), str(gain)] for epoch, gain in enumerate(gains)]
     return Dynamics({"gain": gains}, "gain per epoch", ["epoch", "gain"], rows, 0, lambda file, title: None)
 
@@ -96,7 +102,8 @@ def toy_dynamics(path):
 def fifth_method(monkeypatch):
     """A room of its own and one row: all that a new method needs."""
     room = ModuleType("toy_room")
-    room.ToySettings, room.refit, room.dynamics = ToySettings, refit_toy, toy_dynamics
+    room.ToySettings, room.refit = ToySettings, refit_toy
+    room.ToyHistory, room.dynamics = ToyHistory, toy_dynamics
     room.nnUNetTrainerToySearch = type("nnUNetTrainerToySearch", (), {"settings_class": ToySettings})
     monkeypatch.setitem(sys.modules, "toy_room", room)
     row = Method(
@@ -106,8 +113,8 @@ def fifth_method(monkeypatch):
         trainer="toy_room:nnUNetTrainerToySearch",
         in_backbone=True,
         refit="toy_room:refit",
+        history="toy_room:ToyHistory",
         dynamics="toy_room:dynamics",
-        history="toy_gain",
     )
     monkeypatch.setitem(METHODS, "toy", row)
 
@@ -139,7 +146,10 @@ def test_dynamics_takes_a_fifth_method(dataset, capsys, fifth_method, nnunet_fol
     results = nnunet_folders / "nnUNet_results" / dataset.name
     folder = results / "nnUNetTrainerToySearch__nnUNetPlans__2d" / "fold_0"
     folder.mkdir(parents=True)
-    np.savez(folder / "search_history.npz", toy_gain=np.array([1, 4]))
+    history = ToyHistory()
+    for gain in (1, 4):
+        history.append(toy_gain=gain, train_loss=0, val_loss=0, dice=0, seconds=0)
+    history.save(folder / "search_history.npz")
     assert main(["dynamics", "-d", "11", "-c", "2d", "-m", "toy"]) == 0
     assert capsys.readouterr().out.split() == ["gain", "per", "epoch", "epoch", "gain", "-----", "----", *"0114"]
     assert main(["dynamics", str(folder), "--json"]) == 0
@@ -147,9 +157,9 @@ def test_dynamics_takes_a_fifth_method(dataset, capsys, fifth_method, nnunet_fol
 
 
 def test_a_history_of_no_method_is_refused(dataset, capsys, nnunet_folders):
-    np.savez(nnunet_folders / "search_history.npz", toy_gain=np.array([1, 4]))
+    np.savez(nnunet_folders / "search_history.npz", layout=1, toy_gain=np.array([1, 4]))
     assert main(["dynamics", str(nnunet_folders)]) == 4
-    assert "is not the history of a search: give another" in capsys.readouterr().err
+    assert "is not the history of a search (it holds toy_gain): restore a copy" in capsys.readouterr().err
 
 
 def test_transfer_and_ls_take_a_fifth_method(dataset, capsys, fifth_method):

@@ -36,7 +36,7 @@ from nnunet_nas.cli.common import format_table
 from nnunet_nas.complexity import kept_mib
 from nnunet_nas.files import replace_file
 from nnunet_nas.iac.genotype import EDGES, OPERATIONS
-from nnunet_nas.iac.history import SearchHistory
+from nnunet_nas.iac.history import CellHistory
 from nnunet_nas.iac.operations import CONVOLUTIONS
 from nnunet_nas.iac.settings import IACSettings
 from nnunet_nas.iac.supernet import Mixture, SuperCell
@@ -212,7 +212,7 @@ def cells(args: argparse.Namespace) -> None:
     print(format_table(["cells", *columns], table))
 
 
-def computed_operations(history: SearchHistory) -> np.ndarray:
+def computed_operations(history: CellHistory) -> np.ndarray:
     """Operations that each epoch computed: what was left after the one before."""
     return np.concatenate([[len(EDGES) * len(OPERATIONS)], history.operations_left[:-1]])
 
@@ -227,7 +227,7 @@ def search(args: argparse.Namespace) -> None:
     everything = len(EDGES) * len(OPERATIONS)
     rows = []
     for folder in args.folders:
-        history = SearchHistory.load(folder / "search_history.npz")
+        history = CellHistory.load(folder / "search_history.npz")
         computed = computed_operations(history)[~history.warmup]
         full = np.median(history.seconds[~history.warmup][computed == everything])
         rows.append(
@@ -250,7 +250,7 @@ def checkpoint(args: argparse.Namespace) -> None:
     rows = []
     for folder in args.folders:
         state = torch.load(folder / "checkpoint_final.pth", map_location="cpu", weights_only=True)
-        history = SearchHistory.load(folder / "search_history.npz")
+        history = CellHistory.load(folder / "search_history.npz")
         iterations = json.loads(state["settings"])["num_iterations_per_epoch"]
         full = ~history.warmup & (computed_operations(history) == len(EDGES) * len(OPERATIONS))
         epoch = float(np.median(history.seconds[full]))

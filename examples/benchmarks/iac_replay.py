@@ -14,7 +14,7 @@ import numpy as np
 
 from nnunet_nas.cli.common import format_table
 from nnunet_nas.iac.genotype import OPERATIONS, discretise
-from nnunet_nas.iac.history import SearchHistory
+from nnunet_nas.iac.history import CellHistory
 
 
 def ceilings(tests: int, span: int) -> np.ndarray:
@@ -23,7 +23,7 @@ def ceilings(tests: int, span: int) -> np.ndarray:
     return np.maximum(1, most - (most - 1) * np.arange(1, tests + 1) // span)
 
 
-def survivors(history: SearchHistory, span: int) -> int:
+def survivors(history: CellHistory, span: int) -> int:
     """Finally kept operations that the ceiling would never have dropped, of 8."""
     probabilities = history.probabilities[~history.warmup]
     allowed = ceilings(len(probabilities), span)
@@ -36,7 +36,7 @@ def survivors(history: SearchHistory, span: int) -> int:
     return count
 
 
-def computed(history: SearchHistory, span: int) -> float:
+def computed(history: CellHistory, span: int) -> float:
     """Mean share of operations that the ceiling leaves to compute after warm-up."""
     tests = min(int((~history.warmup).sum()), span)
     before = np.concatenate([[len(OPERATIONS)], ceilings(tests, span)[:-1]])
@@ -50,7 +50,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     for folder in args.folders:
-        history = SearchHistory.load(folder / "search_history.npz")
+        history = CellHistory.load(folder / "search_history.npz")
         for span in args.spans:
             cells = [f"{len(history)}", f"{span}", f"{survivors(history, span)} of 8", f"{computed(history, span):.0%}"]
             rows.append([folder.parent.name, *cells])

@@ -16,10 +16,10 @@ import json
 import sys
 from pathlib import Path
 
-from nnunet_nas.cli.common import format_table, quiet_output
+from nnunet_nas.cli.common import format_table
 from nnunet_nas.commands import DEFAULT_PLANS
 from nnunet_nas.environment import find_preprocessed_dataset, folder_from_environment
-from nnunet_nas.errors import DataProblem, UsageError
+from nnunet_nas.errors import UsageError
 from nnunet_nas.methods import METHODS, Dynamics, part, searches
 
 SUMMARY = "how a search arrived at its result"
@@ -45,9 +45,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(shown.content, indent=4))
     else:
-        if shown.headline:
-            print(shown.headline)
-        print(format_table(shown.header, shown.rows, left=shown.words))
+        print(*filter(None, [shown.headline]), format_table(shown.header, shown.rows, left=shown.words), sep="\n")
     if args.o is not None:
         args.o.mkdir(parents=True, exist_ok=True)
         shown.draw(args.o / "dynamics.png", path.parent.parent.name)
@@ -55,29 +53,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _dynamics(path: Path) -> Dynamics:
-    """By the method whose history it is."""
-    # NumPy is imported late, as everything that is slow.
-    import numpy as np
-
-    from nnunet_nas.histories import BROKEN
-
-    if not path.is_file():
-        raise DataProblem(f"{path} does not exist: give the fold_X folder of a search that has finished an epoch")
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            arrays = set(content.files)
-    except BROKEN as error:
-        raise DataProblem(f"{path} is not the history of a search ({type(error).__name__}): give another") from error
-    for name in searches():
-        if METHODS[name].history in arrays:
-            with quiet_output():
-                shown: Dynamics = part(METHODS[name].dynamics)(path)
-            return shown
-    raise DataProblem(f"{path} is not the history of a search: give another")
-
-
 def _history_path(args: argparse.Namespace) -> Path:
+    # NumPy is imported late, as everything that is slow.
     from nnunet_nas.histories import HISTORY
 
     if args.folder is not None:
@@ -86,3 +63,13 @@ def _history_path(args: argparse.Namespace) -> Path:
         raise UsageError("give the folder of a search, or -d, -c and -m")
     results = folder_from_environment("nnUNet_results") / find_preprocessed_dataset(args.d).name
     return results / f"{METHODS[args.m].trainer_name}__{args.p}__{args.c}" / f"fold_{args.f}" / HISTORY
+
+
+def _dynamics(path: Path) -> Dynamics:
+    """By the method whose history it is."""
+    from nnunet_nas.histories import load_history
+
+    shows = {part(METHODS[name].history): part(METHODS[name].dynamics) for name in searches()}
+    history = load_history(path, list(shows))
+    shown: Dynamics = shows[type(history)](history)
+    return shown

@@ -51,19 +51,18 @@ def draw_topology(topology: Topology, path: Path, *, first_level: int = 0, title
     write_figure(topology_figure(topology, first_level=first_level, title=title), path, dpi=200)
 
 
-def draw_progress(history: TopologyHistory, path: Path, *, levels: int, title: str) -> None:
+def draw_progress(history: TopologyHistory, path: Path, title: str) -> None:
     """Draws how far a search has come, see `progress_figure`, at 100 dots per inch.
 
     Args:
         history: of one epoch or more.
         path: of the PNG file.
-        levels: D.
         title: above all panels.
 
     Raises:
         EnvironmentProblem: no permission or no space.
     """
-    write_figure(progress_figure(history, levels=levels, title=title), path, dpi=100)
+    write_figure(progress_figure(history, title), path, dpi=100)
 
 
 def topology_figure(topology: Topology, *, first_level: int, title: str | None) -> Figure:
@@ -142,7 +141,7 @@ def _draw_chain(axes: Axes, layers: int, coarsest: int, ends: list[int]) -> None
     axes.text(x + 0.2, 0, "labels", fontsize=6, ha="left", va="center")
 
 
-def progress_figure(history: TopologyHistory, *, levels: int, title: str) -> Figure:
+def progress_figure(history: TopologyHistory, title: str) -> Figure:
     """Panels: losses and pseudo Dice; gap and log P(feasible); memory; entropies; probabilities of all edges."""
     figure = new_figure(11, 11)
     grid = figure.add_gridspec(
@@ -157,7 +156,7 @@ def progress_figure(history: TopologyHistory, *, levels: int, title: str) -> Fig
     weights_only = int(history.warmup.sum())
     for axes in panels:
         _finish(axes, len(history), weights_only)
-    _draw_probabilities(figure.add_subplot(grid[2, :]), history, levels)
+    _draw_probabilities(figure.add_subplot(grid[2, :]), history)
     return figure
 
 
@@ -237,7 +236,7 @@ def _draw_entropies(axes: Axes, history: TopologyHistory) -> None:
     _join(axes, right, "lower left")
 
 
-def _draw_probabilities(axes: Axes, history: TopologyHistory, levels: int) -> None:
+def _draw_probabilities(axes: Axes, history: TopologyHistory) -> None:
     """One row per edge: probability over time; a bar at the right marks the edges that are selected now."""
     logits = history.edge_logits
     epochs, layers, count = logits.shape
@@ -251,7 +250,7 @@ def _draw_probabilities(axes: Axes, history: TopologyHistory, levels: int) -> No
     axes.set_yticks(count * np.arange(layers) + (count - 1) / 2, [str(layer) for layer in range(layers)])
     axes.set_ylabel("layer")
     _whole_epochs(axes)
-    pairs = ", ".join(f"{source}→{end}" for source, end in edges(levels))
+    pairs = ", ".join(f"{source}→{end}" for source, end in edges(history.levels))
     axes.set_title(f"probability of every edge (per layer from above: {pairs}); red marks: selected", fontsize=9)
     selected = np.flatnonzero(history.selected[-1].reshape(-1))
     # Beside the axes, whatever the number of epochs.

@@ -5,7 +5,7 @@ G, entropies and expected memory are the paper's (sections 3.4, 3.5 and 4.4.2); 
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,11 +28,6 @@ _SERIES = (
 )
 
 
-def levels_of(history: TopologyHistory) -> int:
-    """D of a history, from its E = 3D - 2 edges."""
-    return (history.edge_logits.shape[2] + 2) // 3
-
-
 def settled_epochs(selected: np.ndarray) -> np.ndarray:
     """First epoch from which on an edge has been what it is at the end, (layers, E).
 
@@ -44,28 +39,27 @@ def settled_epochs(selected: np.ndarray) -> np.ndarray:
     return np.where(differs.any(axis=0), last + 1, 0)
 
 
-def dynamics(path: Path) -> Dynamics:
-    """The dynamics of the search whose history lies at `path`, a row per epoch.
+def dynamics(history: TopologyHistory) -> Dynamics:
+    """The dynamics of a search, a row per epoch.
 
     Raises:
-        DataProblem: not the history of a search for a topology, or no epoch has finished.
+        DataProblem: no epoch has finished.
     """
     from nnunet_nas.dints.drawing import draw_progress
 
-    history = TopologyHistory.load(path)
     analysis = analyse_topology(history)
-    settled = [row["settled"] for row in analysis["edges"]]
+    settled = np.array([row["settled"] for row in analysis["edges"]])
     rows = [
         [
             str(epoch),
-            f"{analysis['gap'][epoch]:.0f}",
-            f"{analysis['log_feasible'][epoch]:.3f}",
-            f"{analysis['pattern_entropy'][epoch]:.3f}",
-            f"{analysis['operation_entropy'][epoch]:.3f}",
-            f"{analysis['expected_mib'][epoch]:.1f}",
-            f"{sum(first <= epoch for first in settled)}/{len(settled)}",
+            f"{history.gap[epoch]:.0f}",
+            f"{history.log_feasible[epoch]:.3f}",
+            f"{history.pattern_entropy[epoch]:.3f}",
+            f"{history.operation_entropy[epoch]:.3f}",
+            f"{history.expected_mib[epoch]:.1f}",
+            f"{(settled <= epoch).sum()}/{len(settled)}",
         ]
-        for epoch in range(analysis["epochs"])
+        for epoch in range(len(history))
     ]
     return Dynamics(
         content=analysis,
@@ -73,7 +67,7 @@ def dynamics(path: Path) -> Dynamics:
         header=_HEADER,
         rows=rows,
         words=0,
-        draw=lambda file, title: draw_progress(history, file, levels=levels_of(history), title=title),
+        draw=partial(draw_progress, history),
     )
 
 
@@ -98,7 +92,7 @@ def analyse_topology(history: TopologyHistory) -> dict[str, Any]:
             "probability": probability[:, layer, index].round(6).tolist(),
         }
         for layer in range(selected.shape[1])
-        for index, (source, end) in enumerate(edges(levels_of(history)))
+        for index, (source, end) in enumerate(edges(history.levels))
     ]
     series = {name: arrays[name].tolist() for name in _SERIES}
     return {

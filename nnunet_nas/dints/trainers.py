@@ -61,6 +61,7 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
 
     settings_class = DiNTSSettings
     network: DiNTSSupernet
+    history: TopologyHistory
 
     def __init__(
         self,
@@ -281,11 +282,10 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         found = self.select(within_budget=self.has_hard_budget)
         operations = torch.softmax(alpha, -1)
         weight = marginals(x)
-        self.history.append(
+        self.record(
             edge_logits=x.numpy(),
             operations=operations.numpy(),
             selected=found.decoded.selected,
-            warmup=self.warming_up,
             gap=discretisation_gap(x.numpy(), found.decoded),
             log_feasible=log_feasible(x, self.network.levels).item(),
             nll=found.decoded.nll,
@@ -294,19 +294,16 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
             expected_mib=self.memory.expected(x, operations).item(),
             selected_mib=found.mib,
             budget_mib=self.budget_mib,
-            train_loss=self.logged("train_losses"),
-            val_loss=self.logged("val_losses"),
-            dice=self.logged("mean_fg_dice"),
-            seconds=self.epoch_seconds(),
         )
 
     def summary(self) -> str:
         """Gap, feasibility, memory and entropies."""
-        last = {name: array[-1] for name, array in self.history.arrays().items()}
+        past = self.history
         return (
-            f"gap G {last['gap']:.0f}, log P(feasible) {last['log_feasible']:.2f}, expected memory "
-            f"{last['expected_mib']:.0f} MiB of {last['budget_mib']:.0f}, entropies {last['pattern_entropy']:.3f} nats "
-            f"per layer and {last['operation_entropy']:.3f} per edge, edges selected {last['selected'].sum():.0f}"
+            f"gap G {past.gap[-1]:.0f}, log P(feasible) {past.log_feasible[-1]:.2f}, expected memory "
+            f"{past.expected_mib[-1]:.0f} MiB of {past.budget_mib[-1]:.0f}, entropies {past.pattern_entropy[-1]:.3f} "
+            f"nats per layer and {past.operation_entropy[-1]:.3f} per edge, edges selected "
+            f"{past.selected[-1].sum():.0f}"
         )
 
     def draw_progress(self) -> None:
@@ -314,17 +311,15 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         draw_progress(
             self.history,
             Path(self.output_folder) / "search_progress.png",
-            levels=self.network.levels,
             title=f"DiNTS, {self.configuration_name}, fold {self.fold}",
         )
 
     def search_state(self) -> dict[str, Any]:
-        """Weights, architecture, both optimisers and history."""
+        """Weights, architecture and both optimisers."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "architecture_optimizer": self.architecture_optimizer.state_dict(),
-            "history": {name: torch.from_numpy(array) for name, array in self.history.arrays().items()},
         }
 
     def load_search_state(self, state: dict[str, Any]) -> None:
@@ -342,7 +337,6 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
             ) from error
         self.optimizer.load_state_dict(state["optimizer"])
         self.architecture_optimizer.load_state_dict(state["architecture_optimizer"])
-        self.history = TopologyHistory.from_arrays({name: array.numpy() for name, array in state["history"].items()})
 
     def results(self) -> list[DerivedConfiguration]:
         """Writes topology and drawing; one configuration, trained by nnU-Net's own trainer."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nnunet_nas.figures import new_figure, write_figure
 from nnunet_nas.iac.dynamics import CRITERIA, Analysis
 from nnunet_nas.iac.genotype import EDGES, INPUT_NODES, NODES, OPERATIONS, Edge, Genotype, discretise
-from nnunet_nas.iac.history import SearchHistory
+from nnunet_nas.iac.history import CellHistory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +62,7 @@ def draw_cell(genotype: Genotype, path: FilePath, title: str | None = None) -> N
     write_figure(cell_figure(genotype, title), path, dpi=300)
 
 
-def draw_progress(history: SearchHistory, path: FilePath, *, title: str) -> None:
+def draw_progress(history: CellHistory, path: FilePath, *, title: str) -> None:
     """Draws how far a search has come, see `progress_figure`, at 100 dots per inch.
 
     Args:
@@ -343,7 +343,7 @@ def _crossings(one: Floats, other: Floats) -> int:
     return int(((side(a, b, c) * side(a, b, d) < 0) & (side(c, d, a) * side(c, d, b) < 0)).sum())
 
 
-def progress_figure(history: SearchHistory, *, title: str) -> Figure:
+def progress_figure(history: CellHistory, *, title: str) -> Figure:
     """Losses and pseudo Dice, pruning, stability tests, the leading operation of each edge, and time, over epochs.
 
     The panels of pruning and stability tests are left out for a search without tests. Divergences of exactly 0 have no
@@ -388,7 +388,7 @@ def progress_figure(history: SearchHistory, *, title: str) -> Figure:
     return figure
 
 
-def _draw_losses(axes: Axes, history: SearchHistory) -> None:
+def _draw_losses(axes: Axes, history: CellHistory) -> None:
     from matplotlib.lines import Line2D
 
     epochs = np.arange(len(history))
@@ -403,7 +403,7 @@ def _draw_losses(axes: Axes, history: SearchHistory) -> None:
     _legend(axes, handles)
 
 
-def _draw_validation(axes: Axes, history: SearchHistory, style: dict[str, Any]) -> list[Line2D]:
+def _draw_validation(axes: Axes, history: CellHistory, style: dict[str, Any]) -> list[Line2D]:
     """Adds what validation measured; returns the entries of the legend."""
     from matplotlib.lines import Line2D
 
@@ -420,7 +420,7 @@ def _draw_validation(axes: Axes, history: SearchHistory, style: dict[str, Any]) 
     ]
 
 
-def _draw_pruning(axes: Axes, history: SearchHistory) -> None:
+def _draw_pruning(axes: Axes, history: CellHistory) -> None:
     from matplotlib.lines import Line2D
 
     steps = np.arange(len(history) + 1) - 0.5
@@ -443,7 +443,7 @@ def _draw_pruning(axes: Axes, history: SearchHistory) -> None:
     _legend(axes, handles)
 
 
-def _draw_tests(axes: Axes, history: SearchHistory) -> None:
+def _draw_tests(axes: Axes, history: CellHistory) -> None:
     from matplotlib.lines import Line2D
 
     epochs = np.arange(len(history))
@@ -469,7 +469,7 @@ def _draw_tests(axes: Axes, history: SearchHistory) -> None:
     _legend(axes, handles)
 
 
-def _draw_leaders(axes: Axes, history: SearchHistory) -> None:
+def _draw_leaders(axes: Axes, history: CellHistory) -> None:
     from matplotlib.colors import FuncNorm
 
     leading = history.probabilities.max(axis=2).T
@@ -520,7 +520,7 @@ def _from_contrast(colour: Floats) -> Floats:
     return np.asarray(np.exp(np.power(colour, 3) * np.log(len(OPERATIONS))) / len(OPERATIONS))
 
 
-def _draw_seconds(axes: Axes, history: SearchHistory) -> None:
+def _draw_seconds(axes: Axes, history: CellHistory) -> None:
     steps = np.arange(len(history) + 1) - 0.5
     axes.stairs(history.seconds, steps, fill=True, color="#56B4E9")
     total = float(np.nansum(history.seconds))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.iac.genotype import EDGES, INPUTS_PER_NODE, OPERATIONS, Genotype, discretise, edges_into
-from nnunet_nas.iac.history import SearchHistory
+from nnunet_nas.iac.history import CellHistory
 from nnunet_nas.methods import Dynamics
 
 Floats = NDArray[np.float64]
@@ -128,15 +128,15 @@ class Analysis:
         }
 
 
-def dynamics(path: Path) -> Dynamics:
-    """The dynamics of the search whose history lies at `path`; an edge's row says when its final operation came first.
+def dynamics(history: CellHistory) -> Dynamics:
+    """The dynamics of a search; an edge's row says when its final operation came first.
 
     Raises:
-        DataProblem: not the history of a search for cells, or no epoch has finished.
+        DataProblem: no epoch has finished.
     """
     from nnunet_nas.iac.drawing import draw_dynamics
 
-    analysis = analyse(SearchHistory.load(path))
+    analysis = analyse(history)
     rows = [
         [
             f"{edge.source}->{edge.target}",
@@ -152,11 +152,11 @@ def dynamics(path: Path) -> Dynamics:
         header=["edge", "operation", "", *CRITERIA, "stays top_1"],
         rows=rows,
         words=3,
-        draw=lambda file, title: draw_dynamics(analysis, file, title),
+        draw=partial(draw_dynamics, analysis),
     )
 
 
-def analyse(history: SearchHistory) -> Analysis:
+def analyse(history: CellHistory) -> Analysis:
     """The analysis of section 4 for the epochs so far; the last one counts as final.
 
     Raises:
@@ -276,7 +276,7 @@ def settled_epoch(holds: Mask) -> int | None:
     return len(holds) - int(np.argmin(holds[::-1])) if not holds.all() else 0
 
 
-def _edge_dynamics(history: SearchHistory, row: int, genotype: Genotype) -> EdgeDynamics:
+def _edge_dynamics(history: CellHistory, row: int, genotype: Genotype) -> EdgeDynamics:
     source, target = EDGES[row]
     operation = int(np.argmax(history.probabilities[-1, row]))
     kept = any(edge.row == row for edge in genotype.edges)

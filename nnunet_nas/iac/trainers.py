@@ -19,7 +19,7 @@ from nnunet_nas.errors import DataProblem
 from nnunet_nas.files import replace_file
 from nnunet_nas.iac.drawing import draw_cell, draw_progress
 from nnunet_nas.iac.genotype import EDGES, OPERATIONS, Genotype, discretise
-from nnunet_nas.iac.history import SearchHistory, expected_end
+from nnunet_nas.iac.history import CellHistory, expected_end
 from nnunet_nas.iac.pruning import StabilityPruning
 from nnunet_nas.iac.relaxation import cosine_power
 from nnunet_nas.iac.settings import CellSettings, IACLTHSettings, IACSettings
@@ -40,6 +40,7 @@ class CellSearchTrainer(SearchTrainer):
     """What IAC and IAC-LTH share: supernet, warm-up, annealing, records and result."""
 
     network: IACSupernet
+    history: CellHistory
 
     @classmethod
     def build_network_architecture(
@@ -61,7 +62,7 @@ class CellSearchTrainer(SearchTrainer):
         self.backbone = self._load_backbone()
         load_backbone(self.network, self.backbone.weights)
         self.network.freeze_backbone()
-        self.history = SearchHistory()
+        self.history = CellHistory()
         self._theta_0 = to_bytes(self.network.cell_state())
 
     def _load_backbone(self) -> Backbone:
@@ -133,18 +134,7 @@ class CellSearchTrainer(SearchTrainer):
         probabilities, weights = self.network.continuous_cell()
         divergence, tau = self.prune(probabilities, weights)
         probabilities, weights = self.network.continuous_cell()
-        self.history.append(
-            probabilities=probabilities,
-            weights=weights,
-            active=self.network.active,
-            js=divergence,
-            tau=tau,
-            warmup=self.warming_up,
-            train_loss=self.logged("train_losses"),
-            val_loss=self.logged("val_losses"),
-            dice=self.logged("mean_fg_dice"),
-            seconds=self.epoch_seconds(),
-        )
+        self.record(probabilities=probabilities, weights=weights, active=self.network.active, js=divergence, tau=tau)
 
     def prune(self, probabilities: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Takes operations off edges that are stable; this search prunes none.
@@ -177,7 +167,7 @@ class CellSearchTrainer(SearchTrainer):
         draw_progress(self.history, Path(self.output_folder) / "search_progress.png", title=title)
 
     def search_state(self) -> dict[str, Any]:
-        """Cell weights, alpha, beta, both optimisers, active operations and history."""
+        """Cell weights, alpha, beta, both optimisers and active operations."""
         return {
             "cells": self.network.cell_state(),
             "alpha": self.network.alpha.detach(),
@@ -185,7 +175,6 @@ class CellSearchTrainer(SearchTrainer):
             "active": self.network.active.tolist(),
             "optimizer": self.optimizer.state_dict(),
             "architecture_optimizer": self.architecture_optimizer.state_dict(),
-            "history": {name: torch.from_numpy(array) for name, array in self.history.arrays().items()},
             "theta_0": hashlib.sha256(self._theta_0).hexdigest(),
             "backbone": self.backbone.digest(),
         }
@@ -209,7 +198,6 @@ class CellSearchTrainer(SearchTrainer):
         self.network.active = np.array(state["active"], bool)
         self.optimizer.load_state_dict(state["optimizer"])
         self.architecture_optimizer.load_state_dict(state["architecture_optimizer"])
-        self.history = SearchHistory.from_arrays({name: array.numpy() for name, array in state["history"].items()})
 
     def _restore_theta_0(self, digest: str) -> None:
         path = Path(self.output_folder) / THETA_0

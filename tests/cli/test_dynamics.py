@@ -8,7 +8,7 @@ import pytest
 from nnunet_nas.cli.main import main
 from nnunet_nas.dints.dynamics import settled_epochs
 from nnunet_nas.dints.history import TopologyHistory
-from nnunet_nas.iac.history import SearchHistory
+from nnunet_nas.iac.history import CellHistory
 
 SCALARS = {
     "log_feasible": -3.5,
@@ -55,7 +55,7 @@ def topology_search(tmp_path):
 @pytest.fixture
 def cell_search(tmp_path):
     """Two epochs in which the first operation of every edge leads."""
-    history = SearchHistory()
+    history = CellHistory()
     for epoch in range(2):
         probabilities = np.full((14, 7), 0.1)
         probabilities[:, 0] = 0.4

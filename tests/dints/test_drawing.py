@@ -128,9 +128,7 @@ def test_a_topology_is_as_wide_as_a_page_at_200_dots_per_inch(tmp_path):
 
 @pytest.mark.parametrize(("epochs", "measured"), [(1, True), (3, False)])
 def test_progress_is_drawn_after_every_epoch(tmp_path, epochs, measured):
-    draw_progress(
-        search(epochs, measured=measured, validated=measured), tmp_path / "progress.png", levels=3, title="a search"
-    )
+    draw_progress(search(epochs, measured=measured, validated=measured), tmp_path / "progress.png", title="a search")
     picture = imread(tmp_path / "progress.png")
     assert picture.shape[:2] == (1100, 1100)
     assert (picture[..., :3].min(axis=-1) < 0.5).mean() > 0.02
@@ -138,7 +136,7 @@ def test_progress_is_drawn_after_every_epoch(tmp_path, epochs, measured):
 
 def test_the_panels_hold_the_history():
     history = search(6)
-    figure = progress_figure(history, levels=3, title="the title")
+    figure = progress_figure(history, title="the title")
     panels = labels(figure)
     expected = {
         ("loss", 0): history.train_loss, ("loss", 1): history.val_loss, ("pseudo Dice", 0): history.dice,
@@ -162,12 +160,12 @@ def test_the_panels_hold_the_history():
 
 def test_the_epochs_of_weights_only_are_grey():
     for epochs, grey in ((6, 3), (1, 0)):
-        axes = labels(progress_figure(search(epochs), levels=3, title=""))["loss"]
+        axes = labels(progress_figure(search(epochs), title=""))["loss"]
         assert [round(patch.get_x() + patch.get_width(), 6) for patch in axes.patches] == ([grey - 0.5] if grey else [])
 
 
 def test_what_was_not_measured_is_not_drawn():
-    panels = labels(progress_figure(search(4, measured=False, validated=False), levels=3, title=""))
+    panels = labels(progress_figure(search(4, measured=False, validated=False), title=""))
     assert [line.get_label() for line in panels["loss"].get_lines()] == ["training loss"]
     assert "pseudo Dice" not in panels
 
@@ -175,7 +173,7 @@ def test_what_was_not_measured_is_not_drawn():
 @pytest.mark.parametrize(("epochs", "levels", "layers"), [(1, 2, 2), (1, 4, 12), (2, 4, 4), (40, 6, 12)])
 def test_names_in_the_progress_are_inside_and_apart(epochs, levels, layers):
     history = search(epochs, levels=levels, layers=layers)
-    assert_inside_and_apart(progress_figure(history, levels=levels, title="DiNTS, 3d_fullres, fold 0"))
+    assert_inside_and_apart(progress_figure(history, title="DiNTS, 3d_fullres, fold 0"))
 
 
 @pytest.mark.parametrize("name", ["topology", "progress"])
@@ -187,7 +185,7 @@ def test_pictures_are_put_in_place_whole(tmp_path, monkeypatch, name):
     if name == "topology":
         draw_topology(SMALL, path)
     else:
-        draw_progress(search(2), path, levels=3, title="")
+        draw_progress(search(2), path, title="")
     assert path.read_bytes() == b"the picture before"
     ((target, content),) = written
     assert target == path

@@ -24,7 +24,7 @@ from nnunet_nas.iac.drawing import (
 )
 from nnunet_nas.iac.dynamics import analyse
 from nnunet_nas.iac.genotype import NODES, OPERATIONS, Edge, Genotype
-from nnunet_nas.iac.history import SearchHistory
+from nnunet_nas.iac.history import CellHistory
 
 ROOT = Path(__file__).resolve().parents[2]
 # Pictures take most of a second each; the fast layers draw one or two of each kind.
@@ -46,7 +46,7 @@ genotypes = st.builds(
 def search(epochs, *, tests=True, measured=True):
     """Random shares that are pruned in the last epochs, with every value of a real search."""
     random = np.random.default_rng(0)
-    history = SearchHistory()
+    history = CellHistory()
     for epoch in range(epochs):
         warmup = epoch < 4
         left = max(1, 7 - max(0, epoch - 8)) if tests else 7

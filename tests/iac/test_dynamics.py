@@ -21,7 +21,7 @@ from nnunet_nas.iac.dynamics import (
     top_masks,
 )
 from nnunet_nas.iac.genotype import EDGES, NODES, OPERATIONS, discretise
-from nnunet_nas.iac.history import SearchHistory
+from nnunet_nas.iac.history import CellHistory
 
 UNIFORM = np.concatenate([np.full(node, 1 / node) for node in range(2, NODES)])
 # Sixteenths, exact in binary: the order of the operations is their listing, dil_conv_5 the last.
@@ -31,7 +31,7 @@ FALLING = np.array([6, 4, 2, 1, 1, 1, 1]) / 16
 def record(probabilities, weights=None, active=None, warmup=0):
     """A history from probabilities (t, 14, 7); `warmup` epochs at its start."""
     probabilities = np.asarray(probabilities, float)
-    history = SearchHistory()
+    history = CellHistory()
     for epoch, values in enumerate(probabilities):
         history.append(
             probabilities=values,
@@ -187,7 +187,7 @@ def test_similarities_of_a_change_of_leader():
 
 def test_an_empty_search_cannot_be_analysed():
     with pytest.raises(DataProblem, match="has not finished an epoch"):
-        analyse(SearchHistory())
+        analyse(CellHistory())
 
 
 def test_one_epoch_is_enough():

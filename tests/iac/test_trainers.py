@@ -21,7 +21,7 @@ from searches import (
 )
 
 from nnunet_nas.iac.genotype import EDGES, Genotype
-from nnunet_nas.iac.history import SearchHistory
+from nnunet_nas.iac.history import CellHistory
 from nnunet_nas.iac.trainers import nnUNetTrainerIACLTHSearch, nnUNetTrainerIACSearch
 from nnunet_nas.skips.retrofit import nnUNetTrainerIACRetrofit
 from nnunet_nas.skips.unet import SKIP_PREFIX
@@ -58,7 +58,7 @@ def test_a_search_ends_in_two_configurations_and_leaves_its_records(trainer_clas
     for file in ("theta_0.pth", "search_progress.png", "genotype.png", "checkpoint_final.pth"):
         assert (folder / file).stat().st_size > 5000
     assert not (folder / "checkpoint_latest.pth").exists()
-    history = SearchHistory.load(folder / "search_history.npz")
+    history = CellHistory.load(folder / "search_history.npz")
     assert len(history) == trainer.current_epoch
     assert history.warmup.tolist() == [True] + [False] * (len(history) - 1)
 

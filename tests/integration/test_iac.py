@@ -6,7 +6,7 @@ import shutil
 import pytest
 from commands import LOADING, ONE_PROCESS, assert_kills_leave_no_trace, configurations, run
 
-from nnunet_nas.iac.history import SearchHistory
+from nnunet_nas.iac.history import CellHistory
 
 pytestmark = pytest.mark.integration
 FOLDER = "nnUNet_results/Dataset998_Phantom/nnUNetTrainerIACLTHSearch__nnUNetPlans__2d/fold_0"
@@ -60,7 +60,7 @@ def test_from_the_backbone_to_a_prediction_on_another_machine(work, trainers, tm
 
 def test_killed_at_random_instants_it_ends_as_if_nothing_had_happened(work, trainers):
     ours, theirs = assert_kills_leave_no_trace(
-        work, FOLDER, SEARCH, "2d_iaclth", history=SearchHistory, extra=trainers, seed=20260721, begun="theta_0.pth"
+        work, FOLDER, SEARCH, "2d_iaclth", history=CellHistory, extra=trainers, seed=20260721, begun="theta_0.pth"
     )
     assert ours["alpha"].any()
     assert ours["alpha"].equal(theirs["alpha"])
