@@ -1,0 +1,403 @@
+"""What this package uses of nnU-Net and the libraries beside it: one table, checked against what is installed.
+
+nnU-Net promises little about its insides from one minor release to the next. Each row names one thing that is used,
+what for, and what must hold of it: the names of parameters, attributes of its instances, and words that stand in its
+source (keys of files, options of commands, environment variables). `changes` says in a line each what does not hold.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.metadata
+import inspect
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+# What pyproject.toml asks for, and the versions of which the tests were run.
+NNUNET_VERSIONS = ">=2.8,<3"
+RUN_WITH = {"nnunetv2": ("2.8.1",), "torch": ("2.14.1", "2.15.0")}
+
+
+@dataclass(frozen=True)
+class Used:
+    """One thing that is used.
+
+    Attributes:
+        path: `module`, `module:name`, `module:Class.method`, or `command:name` for what a command runs.
+        purpose: what is lost without it.
+        parameters: of a call, in order, without self; None if it is not called.
+        overridden: whether our trainers replace it, so that one more parameter would be handed to them, too.
+        attributes: that its instances, or the module, must have.
+        words: that must stand in its source as text.
+    """
+
+    path: str
+    purpose: str
+    parameters: tuple[str, ...] | None = None
+    overridden: bool = False
+    attributes: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """How it is called in messages."""
+        return self.path.rpartition(":")[2]
+
+
+_TRAINER = "nnunetv2.training.nnUNetTrainer.nnUNetTrainer:nnUNetTrainer"
+_PLANS = "nnunetv2.utilities.plans_handling.plans_handler"
+_EVALUATION = "nnunetv2.evaluation.evaluate_predictions"
+_BLOCKS = "dynamic_network_architectures.building_blocks"
+_LOOP = "the searches follow nnU-Net's training loop"
+_FILES = "nnU-Net's results are found by these names"
+
+
+def _hook(method: str, *parameters: str, purpose: str = _LOOP) -> Used:
+    """A method of nnU-Net's trainer that ours override."""
+    return Used(f"{_TRAINER}.{method}", purpose, parameters, overridden=True)
+
+
+def _step(method: str, *parameters: str) -> Used:
+    """A method of nnU-Net's trainer that ours call."""
+    return Used(f"{_TRAINER}.{method}", _LOOP, parameters)
+
+
+CONTRACT: tuple[Used, ...] = (
+    # Trainers
+    _hook("__init__", "plans", "configuration", "fold", "dataset_json", "device", purpose="nnU-Net makes trainers so"),
+    _hook(
+        "build_network_architecture",
+        *("plans_manager", "configuration_manager", "num_input_channels", "num_output_channels"),
+        "enable_deep_supervision",
+        purpose="searches build their networks there",
+    ),
+    _hook("_build_loss"),
+    _hook("_do_i_compile", purpose="the graph of a search changes and must not be compiled"),
+    _hook("_get_deep_supervision_scales", purpose="DiNTS has fewer levels than the plans"),
+    _hook("_set_batch_size_and_oversample"),
+    _hook("configure_optimizers"),
+    _hook("configure_rotation_dummyDA_mirroring_and_inital_patch_size", purpose="the backbone's mirroring is kept"),
+    _hook("do_split", purpose="a search sees the training cases of its fold only"),
+    _hook("get_dataloaders"),
+    _hook("initialize"),
+    _hook("load_checkpoint", "filename_or_checkpoint", purpose="--c goes on with a search"),
+    _hook("on_epoch_end"),
+    _hook("on_train_end"),
+    _hook("on_train_epoch_start"),
+    _hook("on_train_start"),
+    _hook("on_validation_epoch_end", "val_outputs"),
+    _hook("perform_actual_validation", "save_probabilities", purpose="a search has no model to validate"),
+    _hook("plot_network_architecture"),
+    _hook("run_training"),
+    _hook("save_checkpoint", "filename", purpose="checkpoints are written atomically"),
+    _hook("set_deep_supervision_enabled", "enabled"),
+    _hook("train_step", "batch"),
+    _step("on_epoch_start"),
+    _step("on_train_epoch_end", "train_outputs"),
+    _step("on_validation_epoch_start"),
+    _step("validation_step", "batch"),
+    Used(
+        _TRAINER,
+        "trainers read and set these",
+        attributes=(
+            *("_best_ema", "batch_size", "configuration_manager", "configuration_name", "current_epoch"),
+            *("dataloader_train", "dataloader_val", "device", "disable_checkpointing", "enable_deep_supervision"),
+            *("fold", "get_training_transforms", "grad_scaler", "inference_allowed_mirroring_axes", "initial_lr"),
+            *("is_ddp", "label_manager", "local_rank", "logger", "loss", "my_init_kwargs", "network", "num_epochs"),
+            *("num_input_channels", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "optimizer"),
+            *("output_folder", "output_folder_base", "plans_manager", "preprocessed_dataset_folder_base"),
+            *("print_to_log_file", "was_initialized"),
+        ),
+        words=("lrs", "train_losses", "val_losses", "mean_fg_dice", "dice_per_class_or_region", "epoch_end_timestamps"),
+    ),
+    Used(
+        f"{_TRAINER}.save_checkpoint",
+        "backbones are read from, and retrofits written to, checkpoints with these keys",
+        words=(
+            *("network_weights", "optimizer_state", "grad_scaler_state", "logging", "_best_ema", "current_epoch"),
+            *("init_args", "trainer_name", "inference_allowed_mirroring_axes"),
+        ),
+    ),
+    Used(
+        "nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA:nnUNetTrainerNoDA",
+        "augmentation=false trains as this trainer does",
+        attributes=("get_training_transforms",),
+    ),
+    Used(
+        "nnunetv2.training.logging.nnunet_logger:MetaLogger",
+        "searches log as nnU-Net does",
+        attributes=("log", "get_value", "get_checkpoint", "load_checkpoint"),
+    ),
+    Used(
+        "batchgenerators.dataloading.nondet_multi_threaded_augmenter:NonDetMultiThreadedAugmenter",
+        "a search that ends stops its data loading processes",
+        attributes=("_finish",),
+    ),
+    # Plans, networks and data
+    Used(
+        f"{_PLANS}:PlansManager",
+        "plans are read through it",
+        ("plans_file_or_dict",),
+        attributes=("plans", "plans_name", "dataset_name", "get_label_manager"),
+        words=("configurations", "inherits_from", "plans_name", "dataset_name"),
+    ),
+    Used(
+        f"{_PLANS}:ConfigurationManager",
+        "configurations are written with these keys",
+        ("configuration_dict",),
+        attributes=("configuration", "patch_size", "batch_size", "network_arch_init_kwargs"),
+        words=(
+            *("architecture", "network_class_name", "arch_kwargs", "_kw_requires_import", "strides"),
+            *("data_identifier", "patch_size", "batch_size", "previous_stage"),
+        ),
+    ),
+    Used(
+        "nnunetv2.experiment_planning.experiment_planners.default_experiment_planner:ExperimentPlanner",
+        "configurations are derived from these keys of the plans",
+        words=(
+            *("n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides", "n_conv_per_stage"),
+            *("n_conv_per_stage_decoder", "conv_bias", "norm_op", "norm_op_kwargs", "dropout_op", "nonlin"),
+            *(
+                "nonlin_kwargs",
+                "transpose_forward",
+                "image_reader_writer",
+                "foreground_intensity_properties_per_channel",
+            ),
+        ),
+    ),
+    Used(
+        "nnunetv2.utilities.label_handling.label_handling:LabelManager",
+        "heads and classes are counted by it",
+        attributes=("num_segmentation_heads", "foreground_labels", "foreground_regions", "has_regions", "ignore_label"),
+    ),
+    Used(
+        "nnunetv2.utilities.label_handling.label_handling:determine_num_input_channels",
+        "networks are built with the channels that it counts",
+        ("plans_manager", "configuration_or_config_manager", "dataset_json"),
+    ),
+    Used(
+        "nnunetv2.utilities.get_network_from_plans:get_network_from_plans",
+        "networks are built by it",
+        (
+            *("arch_class_name", "arch_kwargs", "arch_kwargs_req_import", "input_channels", "output_channels"),
+            *("allow_init", "deep_supervision"),
+        ),
+    ),
+    Used("nnunetv2.training.dataloading.nnunet_dataset:infer_dataset_class", "images are read by it", ("folder",)),
+    Used(
+        "nnunetv2.training.dataloading.nnunet_dataset:nnUNetBaseDataset",
+        "preprocessed images are read through it",
+        ("folder", "identifiers"),
+        attributes=("load_case", "get_identifiers"),
+    ),
+    Used(
+        "acvl_utils.cropping_and_padding.bounding_boxes:crop_and_pad_nd",
+        "patches are cut by it",
+        ("image", "bbox", "pad_value"),
+    ),
+    # Building blocks
+    Used(
+        f"{_BLOCKS}.plain_conv_encoder:PlainConvEncoder",
+        "cells and modules are built as the encoder is",
+        attributes=(
+            *("output_channels", "strides", "kernel_sizes", "conv_op", "conv_bias", "norm_op", "norm_op_kwargs"),
+            *("nonlin", "nonlin_kwargs", "dropout_op", "dropout_op_kwargs", "compute_conv_feature_map_size"),
+        ),
+    ),
+    Used(
+        f"{_BLOCKS}.residual_encoders:ResidualEncoder",
+        "cells and modules are built as the encoder is",
+        attributes=(
+            *("output_channels", "strides", "kernel_sizes", "conv_op", "conv_bias", "norm_op", "norm_op_kwargs"),
+            *("nonlin", "nonlin_kwargs", "compute_conv_feature_map_size"),
+        ),
+    ),
+    Used(
+        f"{_BLOCKS}.unet_decoder:UNetDecoder",
+        "decoders are taken apart around the skips",
+        ("encoder", "num_classes", "n_conv_per_stage", "deep_supervision"),
+        attributes=("deep_supervision", "transpconvs", "stages", "seg_layers", "encoder"),
+    ),
+    Used(
+        f"{_BLOCKS}.simple_conv_blocks:StackedConvBlocks",
+        "stages and stems are made of it",
+        (
+            *("num_convs", "conv_op", "input_channels", "output_channels", "kernel_size", "initial_stride"),
+            *("conv_bias", "norm_op", "norm_op_kwargs", "dropout_op", "dropout_op_kwargs", "nonlin", "nonlin_kwargs"),
+        ),
+        attributes=("compute_conv_feature_map_size",),
+    ),
+    Used(f"{_BLOCKS}.helper:convert_conv_op_to_dim", "tells 2-D from 3-D", ("conv_op",)),
+    Used(
+        "dynamic_network_architectures.architectures.abstract_arch:AbstractDynamicNetworkArchitectures",
+        "networks declare their parts as it asks",
+        (),
+        attributes=("key_to_encoder", "key_to_stem", "keys_to_in_proj"),
+    ),
+    Used("dynamic_network_architectures.initialization.weight_init:InitWeights_He", "initial weights", ("neg_slope",)),
+    Used(
+        "dynamic_network_architectures.initialization.weight_init:init_last_bn_before_add_to_0",
+        "initial weights",
+        ("module",),
+    ),
+    # Evaluation
+    Used(
+        f"{_EVALUATION}:compute_metrics_on_folder",
+        "predictions are evaluated by it",
+        (
+            *("folder_ref", "folder_pred", "output_file", "image_reader_writer", "file_ending", "regions_or_labels"),
+            *("ignore_label", "num_processes"),
+        ),
+        words=("metric_per_case", "metrics"),
+    ),
+    Used(
+        f"{_EVALUATION}:compute_metrics",
+        "summary.json is read by these keys",
+        words=("reference_file", "prediction_file", "metrics", "Dice", "n_ref"),
+    ),
+    Used(f"{_EVALUATION}:label_or_region_to_key", "classes are named by it", ("label_or_region",)),
+    Used(f"{_EVALUATION}:key_to_label_or_region", "classes are read by it", ("key",)),
+    Used(f"{_EVALUATION}:region_or_label_to_mask", "surfaces are measured on it", ("segmentation", "region_or_label")),
+    Used(
+        "nnunetv2.imageio.reader_writer_registry:determine_reader_writer_from_dataset_json",
+        "segmentations are read through it",
+        ("dataset_json_content", "example_file", "allow_nonmatching_filename", "verbose"),
+    ),
+    Used(
+        "nnunetv2.imageio.base_reader_writer:BaseReaderWriter",
+        "segmentations are read through it",
+        attributes=("read_seg",),
+    ),
+    # Names of files and folders
+    Used(
+        "nnunetv2.run.run_training:maybe_load_checkpoint",
+        _FILES,
+        words=("checkpoint_final.pth", "checkpoint_latest.pth"),
+    ),
+    Used(f"{_TRAINER}.do_split", _FILES, words=("splits_final.json",)),
+    Used(f"{_TRAINER}.on_train_start", _FILES, words=("plans.json", "dataset.json")),
+    Used(f"{_TRAINER}.perform_actual_validation", _FILES, words=("validation", "summary.json")),
+    # Commands and environment variables
+    Used("command:nnUNetv2_train", "users are told to run it", words=("-tr", "-p", "--c", "--val", "-device")),
+    Used("command:nnUNetv2_predict", "users are told to run it", words=("-i", "-o", "-d", "-c", "-f", "-p", "-tr")),
+    Used("command:nnUNetv2_plan_and_preprocess", "users are told to run it", words=("-d",)),
+    Used("command:nnUNetv2_plan_experiment", "users are told to run it", words=("-d",)),
+    Used("command:nnUNetv2_preprocess", "users are told to run it", words=("-d", "-c")),
+    Used("command:nnUNetv2_evaluate_folder", "users are told to run it", words=("-djfile", "-pfile")),
+    Used(
+        "nnunetv2.paths",
+        "data, plans, results and trainers are found by these variables",
+        words=("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer"),
+    ),
+    Used(
+        "nnunetv2.utilities.default_n_proc_DA:get_allowed_n_proc_DA",
+        "identical runs need nnUNet_n_proc_DA=0",
+        words=("nnUNet_n_proc_DA",),
+    ),
+    Used("nnunetv2.configuration:default_num_processes", "predictions are evaluated in as many processes"),
+    Used("nnunetv2.configuration", "sets the number of processes", words=("nnUNet_def_n_proc",)),
+    Used(f"{_TRAINER}._do_i_compile", "doctor says when torch.compile is on", words=("nnUNet_compile",)),
+)
+
+
+def changes(contract: Iterable[Used] = CONTRACT) -> list[str]:
+    """What no longer holds, one line each: library and version, what has changed, and what it is used for."""
+    return [f"{_library(used)}: {change}: {used.purpose}" for used in contract for change in _changes(used)]
+
+
+def _library(used: Used) -> str:
+    module = used.path.partition(":")[0].partition(".")[0]
+    package = "nnunetv2" if module == "command" else module
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return package
+
+
+def _changes(used: Used) -> list[str]:
+    try:
+        thing = _find(used.path)
+    except (ImportError, AttributeError, LookupError) as error:
+        reason = f" ({' '.join(str(error).split())})" if isinstance(error, ImportError) else ""
+        return [f"{used.path.replace(':', '.').replace('command.', 'the command ')} is gone{reason}"]
+    found = []
+    if used.parameters is not None:
+        found += _changed_parameters(used, thing)
+    lost = [name for name in used.attributes if not _has(thing, name)]
+    known = _words(thing) if used.words else set()
+    unknown = [word for word in used.words if word not in known]
+    found += [f"{used.name} has no {_quoted(lost)} any more"] if lost else []
+    found += [f"{used.name} no longer knows {_quoted(unknown)}"] if unknown else []
+    return found
+
+
+def _find(path: str) -> Any:
+    module, _, name = path.partition(":")
+    if module == "command":
+        entries = tuple(importlib.metadata.entry_points(group="console_scripts", name=name))
+        return entries[0].load()
+    thing = importlib.import_module(module)
+    for part in filter(None, name.split(".")):
+        thing = getattr(thing, part)
+    return thing
+
+
+def _changed_parameters(used: Used, thing: Any) -> list[str]:
+    """What differs between the parameters that are relied on and those that are there."""
+    own = [parameter for parameter in inspect.signature(thing).parameters.values() if parameter.name != "self"]
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own):
+        return []  # takes anything, as a wrapped function does
+    names, wanted = [parameter.name for parameter in own], list(used.parameters or ())
+    lost = [name for name in wanted if name not in names]
+    gained = [
+        parameter.name
+        for parameter in own
+        if parameter.name not in wanted
+        and parameter.kind is not parameter.VAR_KEYWORD
+        and (used.overridden or parameter.default is parameter.empty)
+    ]
+    if lost or gained:
+        parts = [f"{verb} {_quoted(which)}" for verb, which in (("lost", lost), ("gained", gained)) if which]
+        return [f"{used.name} has {' and '.join(parts)}"]
+    if names[: len(wanted)] != wanted:
+        return [f"{used.name} takes its parameters in another order ({', '.join(names)})"]
+    return []
+
+
+def _has(thing: Any, attribute: str) -> bool:
+    """Whether an object, its class or a constructor in its family has an attribute."""
+    family = thing.__mro__[:-1] if isinstance(thing, type) else ()
+    return hasattr(thing, attribute) or any(attribute in _assigned(member) for member in family)
+
+
+@cache
+def _assigned(owner: type) -> frozenset[str]:
+    """Attributes that a class's methods assign to self."""
+    nodes = ast.walk(_tree(owner)) if owner.__module__.partition(".")[0] != "torch" else ()
+    return frozenset(
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "self"
+    )
+
+
+def _words(thing: Any) -> set[str]:
+    """The texts in the source of a module, class or function."""
+    return {
+        node.value for node in ast.walk(_tree(thing)) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+
+
+def _tree(thing: Any) -> ast.AST:
+    return ast.parse(textwrap.dedent(inspect.getsource(thing)))
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
