@@ -159,14 +159,8 @@ CONTRACT: tuple[Used, ...] = (
         "nnunetv2.experiment_planning.experiment_planners.default_experiment_planner:ExperimentPlanner",
         "configurations are derived from these keys of the plans",
         words=(
-            *("n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides", "n_conv_per_stage"),
-            *("n_conv_per_stage_decoder", "conv_bias", "norm_op", "norm_op_kwargs", "dropout_op", "nonlin"),
-            *(
-                "nonlin_kwargs",
-                "transpose_forward",
-                "image_reader_writer",
-                "foreground_intensity_properties_per_channel",
-            ),
+            *("n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides", "n_conv_per_stage_decoder"),
+            *("conv_bias", "norm_op", "norm_op_kwargs", "dropout_op", "nonlin", "nonlin_kwargs"),
         ),
     ),
     Used(
@@ -200,21 +194,16 @@ CONTRACT: tuple[Used, ...] = (
         ("image", "bbox", "pad_value"),
     ),
     # Building blocks
-    Used(
-        f"{_BLOCKS}.plain_conv_encoder:PlainConvEncoder",
-        "cells and modules are built as the encoder is",
-        attributes=(
-            *("output_channels", "strides", "kernel_sizes", "conv_op", "conv_bias", "norm_op", "norm_op_kwargs"),
-            *("nonlin", "nonlin_kwargs", "dropout_op", "dropout_op_kwargs", "compute_conv_feature_map_size"),
-        ),
-    ),
-    Used(
-        f"{_BLOCKS}.residual_encoders:ResidualEncoder",
-        "cells and modules are built as the encoder is",
-        attributes=(
-            *("output_channels", "strides", "kernel_sizes", "conv_op", "conv_bias", "norm_op", "norm_op_kwargs"),
-            *("nonlin", "nonlin_kwargs", "compute_conv_feature_map_size"),
-        ),
+    *(
+        Used(
+            f"{_BLOCKS}.{encoder}",
+            "cells and modules are built as the encoder is",
+            attributes=(
+                *("output_channels", "strides", "kernel_sizes", "conv_op", "conv_bias"),
+                *("norm_op", "norm_op_kwargs", "nonlin", "nonlin_kwargs"),
+            ),
+        )
+        for encoder in ("plain_conv_encoder:PlainConvEncoder", "residual_encoders:ResidualEncoder")
     ),
     Used(
         f"{_BLOCKS}.unet_decoder:UNetDecoder",
@@ -229,7 +218,14 @@ CONTRACT: tuple[Used, ...] = (
             *("num_convs", "conv_op", "input_channels", "output_channels", "kernel_size", "initial_stride"),
             *("conv_bias", "norm_op", "norm_op_kwargs", "dropout_op", "dropout_op_kwargs", "nonlin", "nonlin_kwargs"),
         ),
-        attributes=("compute_conv_feature_map_size",),
+    ),
+    *(
+        Used(
+            f"{_BLOCKS}.residual:{block}",
+            "feature maps are counted as nnU-Net counts them",
+            attributes=("input_channels", "output_channels", "skip"),
+        )
+        for block in ("BasicBlockD", "BottleneckD")
     ),
     Used(f"{_BLOCKS}.helper:convert_conv_op_to_dim", "tells 2-D from 3-D", ("conv_op",)),
     Used(

@@ -81,9 +81,24 @@ class TestComplete:
         assert commands <= LISTED
         assert variables <= {word for used in CONTRACT for word in used.words}
 
+    def test_nothing_is_listed_that_the_package_does_not_name(self):
+        named = set(re.findall(r"[\w.-]+", "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)))
+        named |= {part for name in named for part in name.split(".")}
+        listed = {name for used in CONTRACT for name in (*used.attributes, *used.words)}
+        assert listed - named == set()
+
     def test_the_range_of_versions_is_that_of_the_package(self):
         project = PACKAGE.parent / "pyproject.toml"
         assert f'"nnunetv2{NNUNET_VERSIONS}"' in project.read_text(encoding="utf-8")
+
+    def test_the_versions_that_were_run_are_those_of_the_documentation(self):
+        table = (PACKAGE.parent / "docs" / "versions.md").read_text(encoding="utf-8")
+        rows = [
+            [cell.strip() for cell in line.split("|")[1:3]] for line in table.splitlines() if line.startswith("| 2")
+        ]
+        assert {"nnunetv2": {row[0] for row in rows}, "torch": {row[1] for row in rows}} == {
+            name: set(versions) for name, versions in nnunet_contract.RUN_WITH.items()
+        }
 
 
 def test_what_is_installed_here_keeps_it():
