@@ -257,3 +257,6 @@ validation was left out. For a result, train with nnU-Net's own trainer (1000 ep
   nnUNetv2_train $number $selected 0
 Total: $SECONDS s. Everything is in $work.
 NOTE
+if [ "$SECONDS" -gt 900 ]; then
+    echo "That is longer than 15 minutes, although the trainings were cut short: the steps above say where the time went."
+fi
