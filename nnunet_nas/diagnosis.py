@@ -106,7 +106,7 @@ def probe(names: tuple[str, ...]) -> list[Check]:
             begun += 1
         elif line.endswith("\n"):  # or the process ended in the middle of it
             rows.append(Check(**json.loads(line)))
-    if end:
+    if end and begun <= len(names):  # a process that ends badly after its last check has told everything
         culprit, *unreached = names[max(begun - 1, 0) :]
         mend = _REINSTALL_PAIR if "torch" in culprit else f"mend or take out what {culprit} imports"
         rows.append(Check(culprit, "problem", f"checking it {end}", mend))
@@ -115,7 +115,7 @@ def probe(names: tuple[str, ...]) -> list[Check]:
 
 
 def report(names: tuple[str, ...]) -> None:
-    """The other process's part of `probe`: a line when a check begins and one for each row, told at once."""
+    """The other process's part of `probe`: a line around each check and one for each row, told at once."""
     # Packages print while they are imported (nnU-Net does): our lines get the real standard output for themselves.
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -123,6 +123,7 @@ def report(names: tuple[str, ...]) -> None:
         print(_BEGIN, end="", file=channel, flush=True)
         for row in _guarded(name, _IMPORTING[name]):
             print(json.dumps(asdict(row)), file=channel, flush=True)
+    print(_BEGIN, end="", file=channel, flush=True)
 
 
 def check_folder(variable: str) -> Rows:

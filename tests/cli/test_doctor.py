@@ -368,6 +368,11 @@ class TestProbe:
         assert (fatal.status, fatal.found) == ("problem", "checking it ended the interpreter (exit code -9)")
         assert unreached.found == "not reached: checking fatal ended the interpreter (exit code -9)"
 
+    def test_a_process_that_ends_badly_after_its_last_check_has_told_everything(self, modules):
+        code = "import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal.SIGKILL); __version__ = '1'"
+        (modules / "bad.py").write_text(code, encoding="utf-8")
+        assert diagnosis.probe(("bad",)) == [Check("bad", "ok", "1")]
+
     def test_an_import_that_hangs_is_given_up(self, monkeypatch):
         monkeypatch.setattr(diagnosis, "_PROBE_SECONDS", 3.0)
         (slow,) = diagnosis.probe(("slow",))
