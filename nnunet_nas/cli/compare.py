@@ -3,20 +3,27 @@
 The first model is the reference A; each other one is compared with it on the same cases, per class and for the
 foreground mean (per case, over the classes that both models have a value for). A model is TRAINER__PLANS__CONFIGURATION
 of data set -d (the validation cases of its folds), or the path of such a folder, of a folder with a summary.json, or,
-with -ref, of a folder of predictions.
+with -ref, of a folder of predictions. Several of them joined by commas are runs of one model, trained with other seeds.
 
   95 % interval  of the mean difference: BCa bootstrap over cases; * marks percentile where BCa is degenerate
   effect         matched-pairs rank-biserial correlation, 1 if the other model is better in every case
   p              Wilcoxon signed-rank, two-sided; zero differences ranked, then left out (Pratt); exact up to 50 cases
   p Holm         corrected over the classes; for the foreground mean over the models compared with the first
-  p equiv.       two one-sided paired t-tests of the mean difference against the margin (-margin, -margin_mm); not
-                 corrected: all classes are equivalent only if each of them is
+  p equiv.       two one-sided paired t-tests of the mean difference against the margin (-margin, -margin_mm), by Holm
+                 over the models compared with the first; not corrected over classes: all are equivalent only if each is
   within         equivalent, better or worse (by more than the margin), not worse, not better, unclear: what these tests
-                 show at 5 %, if the 90 % bootstrap interval says so, too (a few failed cases make t too sure)
+                 show at 5 %, if the 90 % bootstrap interval says so, too (a few failed cases make t too sure); of
+                 several models each side is tested at 5 % over their number; withheld where absent structures forbid it
+  absent         cases whose label is without the structure, in how many of them the models predict it, and McNemar's
+                 exact test of those in which only one does; a verdict is withheld if that test contradicts it, or if it
+                 would change were dropped cases counted (only one model has a value there: to predict nothing is best)
   p Fisher       several comparisons combined, whatever their direction (shown beside it); + marks comparisons that
                  share their cases, for which it is too small
 
-A class that is neither in a label nor predicted has no value (NaN): such cases are counted and named, not used.
+A class that is neither in a label nor predicted has no value (NaN): such cases are counted and named, not used. Where
+there are too few cases, a note says how many show equivalence with 80 % power if the models do not differ.
+With -patients each patient counts once, with the mean over its cases, in tests and in the bootstrap. With several runs
+of a model values are means over its runs, the bootstrap draws runs as well as cases, and p is that of a t-test.
 Surface metrics: HD95 is the larger one of the two directed 95th percentiles, NSD the share of both surfaces within
 -tolerance. Both masks empty: no value. One of them empty: NSD 0, HD95 the diagonal of the image. Formats without
 spacing (PNG) have pixels for mm.
@@ -25,6 +32,8 @@ examples:
   nnunet_nas compare -d 4 -m nnUNetTrainer__nnUNetPlans__2d nnUNetTrainer__nnUNetPlans__2d_xtiny8
   nnunet_nas compare -d 4 -m nnUNetTrainer__nnUNetPlans__2d nnUNetTrainer__nnUNetPlans__2d_xtiny8 -f 0 -o comparison
   nnunet_nas compare -m predictions_a predictions_b -ref labelsTs -metrics hd95 nsd --latex
+  nnunet_nas compare -m base_seed0,base_seed1,base_seed2 tiny_seed0,tiny_seed1,tiny_seed2 -ref labelsTs
+  nnunet_nas compare -m a b -ref labelsTs -patients patients.csv -metrics nsd -tolerance 1 tumour=2
 """
 
 from __future__ import annotations
@@ -59,7 +68,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--common", action="store_true", help="compare the cases that all models have, name the others")
     parser.add_argument("--per_fold", action="store_true", help="compare each fold, and combine them (Fisher)")
     parser.add_argument("-metrics", nargs="+", choices=METRICS, default=[], help="beside Dice: surface metrics")
-    parser.add_argument("-tolerance", type=_positive, default=1.0, metavar="MM", help="of NSD (default: %(default)s)")
+    parser.add_argument(
+        "-tolerance",
+        nargs="+",
+        type=_tolerance,
+        default=[("", 1.0)],
+        metavar="MM",
+        help="of NSD: for all classes, or CLASS=MM for each (default: 1)",
+    )
+    parser.add_argument(
+        "-patients", type=Path, metavar="FILE", help="whose case each one is: CSV or JSON, case,patient"
+    )
     parser.add_argument(
         "-margin", type=_positive, default=0.01, metavar="DICE", help="of Dice and NSD (default: %(default)s)"
     )
@@ -108,7 +127,8 @@ def _settings(args: argparse.Namespace) -> CompareSettings:
         common=args.common,
         per_fold=args.per_fold,
         metrics=args.metrics,
-        tolerance=args.tolerance,
+        tolerance=dict(args.tolerance),
+        patients=args.patients,
         margin=args.margin,
         margin_mm=args.margin_mm,
         seed=args.seed,
@@ -142,9 +162,10 @@ def _print_text(report: Report) -> None:
     from nnunet_nas.evaluation.report import letter
 
     for position, model in enumerate(report.groups[0].models):
-        print(f"{letter(position)}  {model.name}")
+        runs = f"  ({len(model.runs)} runs)" if model.others else ""
+        print(f"{letter(position)}  {model.name}{runs}")
     for table in report.tables:
-        print(f"\n{table.group.title}: {len(table.group.cases)} cases")
+        print(f"\n{table.group.title}: {table.group.size}")
         print(format_table(*tables.comparison_text(table)))
     if report.combined:
         print(f"\n{format_table(*tables.combined_text(report.combined))}")
@@ -168,6 +189,11 @@ def _positive(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return value
+
+
+def _tolerance(text: str) -> tuple[str, float]:
+    name, _, value = text.rpartition("=")
+    return name, _positive(value)
 
 
 def _whole(text: str) -> int:

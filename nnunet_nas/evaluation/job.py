@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from nnunet_nas import commands
-from nnunet_nas.errors import UsageError
+from nnunet_nas.errors import DataProblem, UsageError
 from nnunet_nas.evaluation import report, summaries
 from nnunet_nas.evaluation.costs import Cost, cost_of, seconds_per_patch
 from nnunet_nas.evaluation.plots import draw_differences
@@ -32,14 +32,16 @@ class CompareSettings:
     """What is to be compared, and how.
 
     Attributes:
-        models: two or more, the reference first: names in a data set's results, or paths.
+        models: two or more, the reference first: names in a data set's results, or paths; several of them, separated
+            by commas, are runs of one model, trained with other seeds.
         datasets: numbers or names; none if the models are paths.
         folds: `0` to `4` or `all`; none for all that were validated.
         labels: folder of labels, to evaluate predictions or if they moved.
         common: compare the cases that all models have; otherwise others are an error.
         per_fold: compare each fold of its own.
         metrics: beside Dice: `hd95`, `nsd`.
-        tolerance: of NSD, mm.
+        tolerance: of NSD, mm; for all classes, or by name or key of a class, those not named under an empty name.
+        patients: file that says whose case each one is (see `read_patients`); None if each case counts for itself.
         margin: of equivalence, for Dice and NSD.
         margin_mm: of equivalence, for HD95.
         seed: of the bootstrap.
@@ -54,7 +56,8 @@ class CompareSettings:
     common: bool = False
     per_fold: bool = False
     metrics: Sequence[str] = ()
-    tolerance: float = 1.0
+    tolerance: float | Mapping[str, float] = 1.0
+    patients: Path | None = None
     margin: float = 0.01
     margin_mm: float = 1.0
     seed: int = 0
@@ -69,7 +72,8 @@ class CompareSettings:
         """
         if len(self.models) < 2:
             raise UsageError(f"-m {self.models[0]} is one model: name two or more, the reference first")
-        twice = next((name for name in self.models if self.models.count(name) > 1), None)
+        names = [name for model in self.models for name in _run_names(model)]
+        twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise UsageError(f"-m names {twice} twice: a model does not differ from itself")
         if self.labels is not None and not self.labels.is_dir():
@@ -114,7 +118,13 @@ def run(settings: CompareSettings, progress: Progress = lambda items, total, tit
         for metric in settings.measured
         for table in report.compare_group(part, metric, seed=settings.seed)
     ]
-    tolerance = settings.tolerance if "nsd" in settings.metrics else None
+    first = groups[0].models[0]
+    described = report.settings_json(
+        seed=settings.seed,
+        tolerance=_stated(_tolerances(first, settings.tolerance)) if "nsd" in settings.metrics else None,
+        patients=settings.patients is not None,
+        runs=any(model.others for model in groups[0].models),
+    )
     timed = settings.time_on and f"forward pass of one patch, float32, {settings.time_on}, median"
     return Report(
         groups=groups,
@@ -126,8 +136,7 @@ def run(settings: CompareSettings, progress: Progress = lambda items, total, tit
             *report.notes_on(tables),
             *(cost.problem for found in costs for cost in found if cost.problem),
         ],
-        settings=report.settings_json(seed=settings.seed, tolerance=tolerance)
-        | ({"seconds_per_patch": timed} if timed else {}),
+        settings=described | ({"seconds_per_patch": timed} if timed else {}),
     )
 
 
@@ -174,20 +183,44 @@ def next_command(found: Report, settings: CompareSettings) -> str:
 def _groups(settings: CompareSettings, progress: Progress) -> tuple[list[Group], list[str]]:
     """The models of each data set with all metrics that were asked for, and what is to be said about them."""
     groups, notes = [], []
+    patients = {} if settings.patients is None else summaries.read_patients(settings.patients)
     found: list[Path | None] = [summaries.find_results(dataset) for dataset in settings.datasets]
     for results in found or [None]:
         models = _models(settings, results)
         cases, others = summaries.common_cases(models, allow_others=settings.common)
         if settings.metrics:
             models = [_with_surfaces(model, cases, settings, progress) for model in models]
-        groups.append(Group("" if results is None else results.name, "", models, cases))
+        unknown = [case for case in cases if case not in patients]
+        if settings.patients is not None and unknown:
+            raise DataProblem(
+                f"{settings.patients} names no patient for {len(unknown)} case(s): add {summaries.listed(unknown)}"
+            )
+        groups.append(Group("" if results is None else results.name, "", models, cases, patients))
         notes += others
-    return groups, notes
+    return groups, [*_what_counts(settings, groups[0]), *notes]
+
+
+def _what_counts(settings: CompareSettings, group: Group) -> list[str]:
+    """What one unit of the tests is, where it is not a case of one training."""
+    notes = []
+    if settings.patients is not None:
+        notes.append("each patient counts once, with the mean over its cases: intervals resample patients")
+    runs = {report.letter(at): len(model.runs) for at, model in enumerate(group.models)}
+    if max(runs.values()) > 1:
+        counts = ", ".join(f"{name} {count}" for name, count in runs.items())
+        single = ", ".join(name for name, count in runs.items() if count == 1)
+        notes.append(
+            f"values are means over the runs of a model ({counts}); intervals resample runs as well as cases, "
+            f"p is that of a t-test with the error of both"
+            + (f"; how runs of {single} would differ is not known from one" if single else "")
+        )
+    return notes
 
 
 def _models(settings: CompareSettings, results: Path | None) -> list[Model]:
-    paths = [summaries.find_model(name, results) for name in settings.models]
-    trained = [path for path in paths if summaries.is_trained_model(path)]
+    names = [_run_names(model) for model in settings.models]
+    paths = {name: summaries.find_model(name, results) for model in names for name in model}
+    trained = [path for path in paths.values() if summaries.is_trained_model(path)]
     if len(settings.datasets) > 1 and len(trained) < len(paths):
         raise UsageError("several data sets with -d take models by name, which each of them has: drop the paths")
     if (settings.folds or settings.per_fold) and len(trained) < len(paths):
@@ -196,17 +229,52 @@ def _models(settings: CompareSettings, results: Path | None) -> list[Model]:
         )
     # Whatever any of them has: a fold that another one lacks is then an error, not a smaller comparison.
     folds = settings.folds or sorted({fold for path in trained for fold in summaries.evaluated_folds(path)}) or ["0"]
+
+    def load(name: str) -> Model:
+        path = paths[name]
+        return summaries.load_model(path, name, folds=folds, labels=settings.labels, processes=settings.workers)
+
+    models = [[load(name) for name in model] for model in names]
     return [
-        summaries.load_model(path, name, folds=folds, labels=settings.labels, processes=settings.workers)
-        for path, name in zip(paths, settings.models, strict=True)
+        replace(runs[0], name=name, others=runs[1:]) if len(runs) > 1 else runs[0]
+        for name, runs in zip(settings.models, models, strict=True)
     ]
 
 
+def _run_names(model: str) -> list[str]:
+    """The runs that a model of `-m` stands for; a path may have commas itself."""
+    return [model] if Path(model).exists() else model.split(",")
+
+
+def _tolerances(model: Model, tolerance: float | Mapping[str, float]) -> dict[str, float]:
+    """Tolerance by key of the class.
+
+    Raises:
+        UsageError: a class that the data set does not have, or one that is left without a tolerance.
+    """
+    given = {"": tolerance} if isinstance(tolerance, int | float) else tolerance
+    names = summaries.class_names(model)
+    unknown = [name for name in given if name and name not in names and name not in names.values()]
+    left = [name for key, name in names.items() if not {key, name, ""} & given.keys()]
+    if unknown or left:
+        what = f"names {unknown[0]}, which is no class" if unknown else f"says nothing of {left[0]}"
+        raise UsageError(f"-tolerance {what}: give MM for all, or CLASS=MM of {', '.join(names.values())}")
+    return {key: given.get(key, given.get(name, given.get("", 0.0))) for key, name in names.items()}
+
+
+def _stated(tolerances: Mapping[str, float]) -> float | Mapping[str, float]:
+    """One number if it is one."""
+    return next(iter(tolerances.values())) if len(set(tolerances.values())) == 1 else tolerances
+
+
 def _with_surfaces(model: Model, cases: Sequence[str], settings: CompareSettings, progress: Progress) -> Model:
-    tasks = surface_tasks(model, cases, labels=settings.labels, tolerance=settings.tolerance)
+    others = [_with_surfaces(run, cases, settings, progress) for run in model.others]
+    tolerances = _tolerances(model, settings.tolerance)
+    tasks = surface_tasks(model, cases, labels=settings.labels, tolerances=tolerances)
     found = measure_all([task for _, task in tasks], processes=settings.workers)
     measured = progress(found, len(tasks), f"surfaces of {model.name}")
-    return model.with_metrics(dict(zip([name for name, _ in tasks], measured, strict=True)))
+    values = dict(zip([name for name, _ in tasks], measured, strict=True))
+    return replace(model.with_metrics(values), others=others)
 
 
 def _costs(group: Group, time_on: torch.device | None) -> list[Cost]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnunet_nas.evaluation.paired import Floats
+from nnunet_nas.evaluation.intervals import Floats
 from nnunet_nas.evaluation.report import FOREGROUND, PairTable, Row
 from nnunet_nas.figures import BLUE, RED, new_figure, write_figure
 
@@ -61,7 +61,7 @@ def differences_figure(tables: Sequence[PairTable]) -> Figure:
         grid[line, 0].set_ylabel(f"{tables[0].metric.title}, difference to {one}", fontsize=6.5)
         _scale(grid[line, 0], [_row_of(table, key) for table in tables], tables[0].metric.margin)
     for axes in grid[-1]:
-        axes.set_xlabel("cases, sorted by difference", fontsize=6.5)
+        axes.set_xlabel(f"{'patients' if group.patients else 'cases'}, sorted by difference", fontsize=6.5)
     return figure
 
 
@@ -110,7 +110,7 @@ def _draw_row(axes: Axes, row: Row, table: PairTable) -> None:
     if row.comparison is None:
         axes.set_xticks([])
         return
-    differences = np.sort(row.second - row.first)
+    differences = np.sort(row.differences)
     gains = differences if table.metric.higher_is_better else -differences
     positions = np.arange(1, len(differences) + 1)
     for wanted, colour, marker in ((gains > 0, BLUE, "^"), (gains < 0, RED, "v"), (gains == 0, _SAME, "o")):
@@ -143,7 +143,7 @@ def _scale(axes: Axes, rows: Sequence[Row], margin: float) -> None:
     """Both the margin and the largest difference must be visible."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    differences: Floats = np.concatenate([row.second - row.first for row in rows])
+    differences: Floats = np.concatenate([row.differences for row in rows])
     low, high = min(differences.min(initial=0.0), -1.3 * margin), max(differences.max(initial=0.0), 1.3 * margin)
     linear = _LINEAR_MARGINS * margin
     if max(high, -low) <= 2 * linear:

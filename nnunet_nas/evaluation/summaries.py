@@ -7,6 +7,8 @@ Cases are matched by the name of their label file.
 
 from __future__ import annotations
 
+import csv
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -53,6 +55,7 @@ class Model:
         cases: by name.
         unpredicted: files of labels without a prediction, where we evaluated a folder.
         dataset_json: content of the `dataset.json` there; empty if there is none.
+        others: further runs of the same model, trained with other seeds; this one is the first of them.
     """
 
     name: str
@@ -61,6 +64,13 @@ class Model:
     cases: dict[str, Case]
     unpredicted: Sequence[str] = ()
     dataset_json: dict[str, Any] = field(default_factory=dict)
+    others: Sequence[Model] = ()
+
+    @property
+    def runs(self) -> list[Model]:
+        """All runs, this one first; each is called as the user called it."""
+        names = self.name.split(",") if self.others else [self.name]
+        return [replace(self, name=names[0], others=()), *self.others]
 
     @property
     def classes(self) -> list[str]:
@@ -320,6 +330,7 @@ def common_cases(models: Sequence[Model], *, allow_others: bool) -> tuple[list[s
     Raises:
         DataProblem: different cases (unless allowed), no common ones, different classes, or different labels.
     """
+    models = [run for model in models for run in model.runs]
     common = set.intersection(*(set(model.cases) for model in models))
     others = [
         f"{model.name} has {len(extra)} case(s) that not all models have: {listed(extra)}"
@@ -341,6 +352,35 @@ def common_cases(models: Sequence[Model], *, allow_others: bool) -> tuple[list[s
         for model in models
         if model.unpredicted
     ]
+
+
+def read_patients(path: Path) -> dict[str, str]:
+    """Whose case each one is, by case.
+
+    Args:
+        path: CSV with the columns `case` and `patient`, or JSON: an object of patients by case, or a list of objects
+            with both; cases as in the tables, or with `.nii.gz`.
+
+    Raises:
+        DataProblem: no such file, or something else in it.
+    """
+    expected = f"{path} is no list of patients: give CSV with the columns case,patient or JSON of patients by case"
+    try:
+        if path.suffix == ".json":
+            content = json.loads(path.read_text(encoding="utf-8"))
+            pairs = list(content.items()) if isinstance(content, dict) else [(e["case"], e["patient"]) for e in content]
+        else:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                pairs = [(row["case"], row["patient"]) for row in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataProblem(f"{expected} ({' '.join(str(error).split())})") from error
+    patients: dict[str, str] = {}
+    for case, patient in pairs:
+        if not case or patient in (None, ""):
+            raise DataProblem(f"{expected} ({case or 'a line'} has no patient)")
+        if patients.setdefault(str(case).removesuffix(".nii.gz"), str(patient)) != str(patient):
+            raise DataProblem(f"{path} names two patients for case {case}: correct it")
+    return patients
 
 
 def listed(names: Sequence[str]) -> str:

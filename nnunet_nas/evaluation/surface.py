@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,18 +98,18 @@ class SurfaceTask:
         prediction: file of the prediction.
         classes: keys of summary.json, `1` or `(1, 2)`.
         dataset_json: names the reader and the ignore label.
-        tolerance: of NSD, mm.
+        tolerances: of NSD for each class, mm.
     """
 
     reference: Path
     prediction: Path
     classes: tuple[str, ...]
     dataset_json: dict[str, Any]
-    tolerance: float
+    tolerances: tuple[float, ...]
 
 
 def surface_tasks(
-    model: Model, cases: Sequence[str], *, labels: Path | None, tolerance: float
+    model: Model, cases: Sequence[str], *, labels: Path | None, tolerances: Mapping[str, float]
 ) -> list[tuple[str, SurfaceTask]]:
     """What to measure of a model, with the names of the cases.
 
@@ -117,14 +117,15 @@ def surface_tasks(
         model: whose predictions and labels are read again.
         cases: names.
         labels: where the labels are now; None where the evaluation recorded them.
-        tolerance: of NSD, mm.
+        tolerances: of NSD by key of the class, mm.
     """
     tasks = []
     for name in cases:
         case = model.cases[name]
         reference = case.reference if labels is None else labels / case.prediction.name
         content = model.dataset_json or {"file_ending": case.prediction.name.removeprefix(name)}
-        tasks.append((name, SurfaceTask(reference, case.prediction, tuple(case.metrics), content, tolerance)))
+        chosen = tuple(tolerances[key] for key in case.metrics)
+        tasks.append((name, SurfaceTask(reference, case.prediction, tuple(case.metrics), content, chosen)))
     return tasks
 
 
@@ -174,12 +175,12 @@ def measure(task: SurfaceTask) -> dict[str, dict[str, float]]:
     ignored = task.dataset_json.get("labels", {}).get("ignore")
     counts = reference[0] != ignored if ignored is not None else True
     found = {}
-    for key in task.classes:
+    for key, tolerance in zip(task.classes, task.tolerances, strict=True):
         label = key_to_label_or_region(key)
         label_mask, predicted = (
             region_or_label_to_mask(volume[0], label) & counts for volume in (reference, prediction)
         )
-        found[key] = surface_metrics(label_mask, predicted, properties["spacing"], tolerance=task.tolerance)
+        found[key] = surface_metrics(label_mask, predicted, properties["spacing"], tolerance=tolerance)
     return found
 
 

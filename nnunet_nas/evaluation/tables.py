@@ -29,6 +29,7 @@ class Column:
         latex: heading in LaTeX.
         align: l, c or r, in LaTeX.
         csv: what CSV has of it, with all digits: values, or `heading=value`.
+        optional: shown in text and LaTeX only where a row of the table has a value.
     """
 
     heading: str
@@ -36,12 +37,14 @@ class Column:
     latex: str = ""
     align: str = "r"
     csv: str = ""
+    optional: bool = False
 
 
 COMPARISON = (
     Column("", "", csv="dataset fold metric first second class"),
     Column("{title}", "{name}", "class", "l", csv="name"),
     Column("cases", "{cases}", "$n$", csv="cases"),
+    Column("patients", "{patients}", "patients", csv="patients", optional=True),
     Column("{a}", "{mean_first:.{digits}f}", "{a}", csv="mean_first"),
     Column("{b}", "{mean_second:.{digits}f}", "{b}", csv="mean_second"),
     Column("{b} - {a}", "{difference:+.{digits}f}", "{b} $-$ {a}", csv="difference"),
@@ -58,16 +61,27 @@ COMPARISON = (
     Column("p Holm", "{p_holm:p}", r"$p_{{\text{{Holm}}}}$", csv="p_holm"),
     Column(
         "p equiv.",
-        "{equivalence[p_value]:p}",
+        "{equivalence[p_holm]:p}",
         r"$p_{{\text{{equiv.}}}}$",
-        csv="p_equivalence=equivalence[p_value] margin=equivalence[margin]",
+        csv="p_equivalence=equivalence[p_value] p_equivalence_holm=equivalence[p_holm] margin=equivalence[margin]",
     ),
     Column(
         "within ±{margin:g}",
         "{equivalence[verdict]}",
         r"within $\pm{margin:g}$",
         "l",
-        csv="verdict=equivalence[verdict]",
+        csv="verdict=equivalence[verdict] cases_needed",
+    ),
+    Column("absent", "{absent[cases]}", "absent", csv="absent=absent[cases]", optional=True),
+    Column(
+        "{a}/{b} predict",
+        "{absent[first]:g}/{absent[second]:g}",
+        "{a}/{b} predict",
+        csv="absent_first=absent[first] absent_second=absent[second]",
+        optional=True,
+    ),
+    Column(
+        "p absent", "{absent[p_value]:p}", r"$p_{{\text{{absent}}}}$", csv="p_absent=absent[p_value]", optional=True
     ),
     Column("", "", csv="undefined_in_both undefined_in_one"),
 )
@@ -106,18 +120,16 @@ def comparison_csv(tables: Sequence[PairTable]) -> str:
 
 def comparison_latex(table: PairTable) -> str:
     """A `tabular` for LaTeX's booktabs."""
-    columns = [column for column in COMPARISON if column.latex]
-    _, rows = comparison_text(table)
-    heading = _heading_values(table)
-    header = [column.latex.format_map(heading) for column in columns]
+    heading, values = _heading_values(table), [_cell_values(table, row) for row in table.rows]
+    columns = _shown(COMPARISON, values)
+    names = f"{heading['a']} = {heading['first']}, {heading['b']} = {heading['second']}"
     lines = [
-        f"% {table.group.title}: {table.metric.title}; {heading['a']} = {heading['first']}, "
-        f"{heading['b']} = {heading['second']}",
+        f"% {table.group.title}{', by patient' if table.group.patients else ''}: {table.metric.title}; {names}",
         f"\\begin{{tabular}}{{{''.join(column.align for column in columns)}}}",
         r"\toprule",
-        " & ".join(header) + r" \\",
+        " & ".join(column.latex.format_map(heading) for column in columns) + r" \\",
         r"\midrule",
-        *(" & ".join(map(_latex, row)) + r" \\" for row in rows),
+        *(" & ".join(_latex(_cell(column, row)) for column in columns) + r" \\" for row in values),
         r"\bottomrule",
         r"\end{tabular}",
     ]
@@ -176,9 +188,17 @@ class _Cells(string.Formatter):
 def _printed(
     columns: Sequence[Column], heading: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 ) -> tuple[list[str], list[list[str]]]:
-    shown = [column for column in columns if column.cell]
+    shown = _shown(columns, rows)
     return [column.heading.format_map(heading) for column in shown], [
         [_cell(column, values) for column in shown] for values in rows
+    ]
+
+
+def _shown(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list[Column]:
+    return [
+        column
+        for column in columns
+        if column.cell and not (column.optional and all(_cell(column, values) == "-" for values in rows))
     ]
 
 
@@ -201,7 +221,7 @@ def _row_values(table: PairTable, row: Row) -> dict[str, Any]:
 
 def _cell_values(table: PairTable, row: Row) -> dict[str, Any]:
     values = _row_values(table, row)
-    by_percentile = values.get("interval") and values["interval"]["method"] != "BCa"
+    by_percentile = values.get("interval") and values["interval"]["method"] == "percentile"
     return values | {"digits": table.metric.digits, "mark": "*" if by_percentile else ""}
 
 

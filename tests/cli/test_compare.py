@@ -166,6 +166,39 @@ def test_json_csv_and_latex(compare, models):
     assert compare("-d", 11, "-m", ONE, TWO, "--latex", "--csv")[0] == 2
 
 
+def test_runs_of_a_model_are_one_model(compare, models, nnunet_folders, fake_preprocessed):
+    again = "nnUNetTrainer_again__nnUNetPlans__2d"
+    train(nnunet_folders, fake_preprocessed, again, [[0.82, 0.83, 0.84, 0.85], [0.72, 0.73, 0.74]])
+    _, out, err = compare("-d", 11, "-m", f"{ONE},{again}", TWO, "--json")
+    content = json.loads(out)
+    (row,) = content["comparisons"][0]["rows"]
+    # The second run is better by 0.02 in each case: the mean of both by 0.01.
+    assert row["mean_first"] == pytest.approx(0.77 + 0.01)
+    assert (row["interval"]["method"], row["cases"]) == ("hierarchical", 7)
+    assert content["models"][0]["runs"] == [ONE, again]
+    assert "hierarchical" in content["settings"]["runs"]
+    note = "values are means over the runs of a model (A 2, B 1); intervals resample runs as well as cases"
+    assert note in content["notes"][0]
+    assert "how runs of B would differ is not known from one" in err
+    _, out, err = compare("-d", 11, "-m", f"{ONE},{again}", TWO)
+    assert f"A  {ONE},{again}  (2 runs)" in out.splitlines()
+    assert err.splitlines()[-1].startswith("next: nnUNetv2_")
+    refused(compare("-d", 11, "-m", f"{ONE},{again}", again), 2, f"names {again} twice")
+
+
+def test_patients_count_once(compare, models, tmp_path):
+    file = tmp_path / "patients.csv"
+    file.write_text("case,patient\n" + "".join(f"case_0{n},p{n // 2}\n" for n in range(4)))
+    _, out, err = compare("-d", 11, "-m", ONE, TWO, "-f", 0, "-patients", file, "-o", tmp_path / "out")
+    assert "Dataset011_Fake, validation of fold 0: 4 cases of 2 patients" in out
+    assert "each patient counts once" in err
+    (row,) = json.loads((tmp_path / "out" / "comparison.json").read_text())["comparisons"][0]["rows"]
+    # Gains of 1 and 2 thousandths, and of 3 and 4: 1.5 and 3.5, whose signs agree in 2 of 4 patterns.
+    assert (row["cases"], row["patients"], row["won"], row["p_value"]) == (4, 2, 2, pytest.approx(0.5))
+    assert row["difference"] == pytest.approx(0.0025)
+    refused(compare("-d", 11, "-m", ONE, TWO, "-patients", file), 4, "names no patient for 3 case(s): add case_10")
+
+
 def test_the_folder_has_pictures_numbers_and_cases(compare, models, tmp_path):
     folder = tmp_path / "new" / "comparison"
     code, out, err = compare("-d", 11, "-m", ONE, TWO, "-o", folder, "--json")
@@ -213,6 +246,21 @@ def threads(monkeypatch):
     """nnU-Net evaluates in threads: its new processes would import torch again."""
     context = SimpleNamespace(Pool=ThreadPool)
     monkeypatch.setattr(multiprocessing, "get_context", lambda kind: context)
+
+
+@pytest.mark.usefixtures("threads")
+def test_each_class_has_its_tolerance(compare, predictions):
+    labels, one, other = predictions
+    call = "-m", one, other, "-ref", labels, "-metrics", "nsd", "-np", 1, "--json", "-tolerance"
+    for tolerance in (["bright=0.6"], ["1=0.6"], [0.4, "bright=0.6"], [0.6]):
+        content = json.loads(compare(*call, *tolerance)[1])
+        assert content["comparisons"][1]["rows"][0]["mean_first"] == 1.0
+        assert content["settings"]["surface_tolerance_mm"] == 0.6
+    assert json.loads(compare(*call, "bright=0.4")[1])["comparisons"][1]["rows"][0]["mean_first"] < 1.0
+    refused(
+        compare(*call, "dark=1"), 2, "-tolerance names dark, which is no class: give MM for all, or CLASS=MM of bright"
+    )
+    assert compare(*call, "bright=none")[0] == 2
 
 
 @pytest.mark.usefixtures("threads")

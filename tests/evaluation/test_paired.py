@@ -9,17 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from nnunet_nas.evaluation.paired import (
-    Equivalence,
-    bootstrap_interval,
-    compare,
-    equivalence,
-    fisher,
-    holm,
-    one_sided_tests,
-    rank_biserial,
-    signed_rank_p,
-)
+from nnunet_nas.evaluation.equivalence import Equivalence, equivalence, one_sided_tests
+from nnunet_nas.evaluation.intervals import bootstrap_interval
+from nnunet_nas.evaluation.paired import compare, fisher, holm, rank_biserial, signed_rank_p
 
 # Dice of few voxels: ties and cases without any difference are common.
 scores = st.integers(0, 20).map(lambda value: value / 20)
@@ -46,7 +38,8 @@ def test_where_lower_is_better_the_difference_keeps_its_sign_and_the_judgement_t
 
 
 @pytest.mark.parametrize(
-    ("first", "second"), [([], []), ([0.5], [0.5, 0.6]), ([[0.5]], [[0.5]]), ([math.nan], [0.5]), ([0.5], [math.inf])]
+    ("first", "second"),
+    [([], []), ([0.5], [0.5, 0.6]), ([[[0.5]]], [[[0.5]]]), ([math.nan], [0.5]), ([0.5], [math.inf])],
 )
 def test_what_cannot_be_compared_is_refused(first, second):
     with pytest.raises(ValueError, match="case"):

@@ -3,12 +3,14 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.evaluation import tables as texts
 from nnunet_nas.evaluation.costs import Cost
+from nnunet_nas.evaluation.equivalence import Equivalence, needed_cases
 from nnunet_nas.evaluation.report import (
     FOREGROUND,
     Group,
@@ -94,7 +96,7 @@ def test_a_class_that_no_case_has(group):
     (table,) = compare_group(models, DICE, seed=0)
     assert rows_of(table)["2"].comparison is None
     assert rows_of(table)["2"].p_holm is None
-    assert texts.comparison_text(table)[1][2] == ["class 2", "0", *["-"] * 10]
+    assert texts.comparison_text(table)[1][2] == ["class 2", "0", *["-"] * 10, "2", "0/0", "1"]
     # Nothing in the printed forms may be a NaN, which JSON does not know.
     json.dumps(report_of(models, [table]).to_json(), allow_nan=False)
     assert "nan" not in texts.comparison_csv([table])
@@ -111,6 +113,54 @@ def test_holm_is_over_classes_and_for_the_foreground_mean_over_models(group):
     assert rows["1"].p_holm == pytest.approx(4 / 32)
     assert rows["2"].p_holm == rows["2"].comparison.p_value
     assert [table.overall.p_holm for table in tables] == pytest.approx([4 / 32, 4 / 32])
+
+
+def test_equivalence_is_corrected_over_the_models_for_every_row(group):
+    first = {f"c{case}": {1: 0.5} for case in range(3)}
+    # Gains of 0, 0.01 and 0.02 (t of 2 degrees, standard error 0.01 / sqrt(3)), and of 0 in all.
+    second = {f"c{case}": {1: 0.5 + case / 100} for case in range(3)}
+    tables = compare_group(group(first, second, first), Metric("Dice", "", True, 0.04, 4), seed=0)
+    found = [table.overall.comparison.equivalence for table in tables]
+    t = 0.03 / (0.01 / math.sqrt(3))
+    p_value = 0.5 - t / (2 * math.sqrt(2 + t**2))
+    assert [each.p_value for each in found] == pytest.approx([p_value, 0.0])
+    # The larger one of two is left as it is, the smaller one doubled.
+    assert [each.p_holm for each in found] == pytest.approx([p_value, 0.0])
+    tables = compare_group(group(first, second, second), Metric("Dice", "", True, 0.04, 4), seed=0)
+    assert [table.overall.comparison.equivalence.p_holm for table in tables] == pytest.approx([2 * p_value] * 2)
+    assert [table.overall.comparison.equivalence.verdict for table in tables] == ["equivalent"] * 2
+    # With one model 0.02 is enough for "not worse", with two 0.04 is not (half of 5 % each).
+    alone = Equivalence(0.01, 0.03, 0.5, -0.005, 0.03)
+    assert (alone.verdict, replace(alone, models=2).verdict) == ("not worse", "unclear")
+    assert replace(Equivalence(0.01, 0.03, 0.03, -0.005, 0.005), models=2, p_holm=0.06).verdict == "unclear"
+    assert replace(Equivalence(0.01, 0.03, 0.03, -0.005, 0.005), models=2, p_holm=0.03).verdict == "equivalent"
+
+
+def test_few_cases_are_told_how_many_it_takes(group):
+    first = {f"c{case}": {1: 0.5} for case in range(4)}
+    second = {f"c{case}": {1: 0.5 + gain} for case, gain in enumerate((-0.02, 0.02, -0.02, 0.02))}
+    tables = compare_group(group(first, second), DICE, seed=0)
+    assert tables[0].overall.comparison.deviation == pytest.approx(0.04 / math.sqrt(3))
+    needed = needed_cases(0.04 / math.sqrt(3), 0.01)
+    assert notes_on(tables) == [
+        f"predictions, Dice, B - A: about {needed} cases are needed to show equivalence of class 1 within ±0.01 at "
+        "80 % power if the models do not differ (standard deviation of the differences 0.0231); here are 4"
+    ]
+
+
+def test_patients_are_named_in_every_form(group):
+    first = {f"c{case}": {1: 0.5} for case in range(4)}
+    second = {f"c{case}": {1: 0.5 + case / 100} for case in range(4)}
+    grouped = replace(group(first, second), patients={"c0": "x", "c1": "x", "c2": "y", "c3": "y"})
+    (table,) = compare_group(grouped, DICE, seed=0)
+    assert grouped.size == "4 cases of 2 patients"
+    header, (cells,) = texts.comparison_text(table)
+    assert (header[2], cells[1], cells[2]) == ("patients", "4", "2")
+    assert table.overall.differences == pytest.approx([0.005, 0.025])
+    assert table.overall.to_json()["patients"] == 2
+    assert "% predictions, by patient: Dice" in texts.comparison_latex(table)
+    (row,) = csv.DictReader(texts.comparison_csv([table]).splitlines())
+    assert (row["cases"], row["patients"]) == ("4", "2")
 
 
 def test_models_against_the_same_first_one_are_not_independent(group):
@@ -173,13 +223,13 @@ def test_text(table):
     assert len(cells) == len(header)
     assert cells[:5] == ["class 1", "4", "0.6375", "0.6250", "-0.0125"]
     assert cells[6] == "2/1/1"
-    assert header[-1] == "within ±0.01"
+    assert header[11:] == ["within ±0.01", "absent", "A/B predict", "p absent"]
 
 
 def test_an_interval_that_is_not_bca_is_marked(table):
     cells = texts.comparison_text(table)[1][2]
     assert cells[5] == "[+0.0000, +0.0000]*"
-    assert cells[-1] == "equivalent"
+    assert cells[11] == "equivalent"
 
 
 def test_csv(table):
@@ -197,7 +247,7 @@ def test_latex(table):
     lines = texts.comparison_latex(table).splitlines()
     assert lines[0].startswith("% predictions: Dice; A = model_0, B = model_1")
     body = lines[lines.index(r"\midrule") + 1 : lines.index(r"\bottomrule")]
-    columns = len("lrrrrcrrrrrl")
+    columns = len("lrrrrcrrrrrlrrr")
     assert [line.count(" & ") for line in body] == [columns - 1] * 3
     assert lines[3].count(" & ") == columns - 1
     assert r"$-$0.0125" in body[1]

@@ -15,6 +15,7 @@ from nnunet_nas.evaluation.summaries import (
     is_trained_model,
     load_model,
     read_evaluated_folder,
+    read_patients,
     read_trained_model,
     validation_command,
 )
@@ -240,3 +241,43 @@ def test_different_labels(two, tmp_path):
     models = [evaluated(tmp_path / name) for name in ("one", "two")]
     with pytest.raises(DataProblem, match="different labels: class 1 of case a has 50 and 51 voxels"):
         common_cases(models, allow_others=False)
+
+
+# Patients
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("patients.csv", "case,patient,age\na,x,50\nb.nii.gz,x,50\nc,7,61\n"),
+        ("patients.csv", "\ufeffpatient,case\nx,a\nx,b\n7,c\n"),
+        ("patients.json", '{"a": "x", "b": "x", "c": 7}'),
+        (
+            "patients.json",
+            '[{"case": "a", "patient": "x"}, {"case": "b", "patient": "x"}, {"case": "c", "patient": 7}]',
+        ),
+    ],
+)
+def test_patients_are_read(tmp_path, name, content):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert read_patients(tmp_path / name) == {"a": "x", "b": "x", "c": "7"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("none.csv", None, "No such file"),
+        ("patients.csv", "case;patient\na;x\n", "no list of patients.*case,patient"),
+        ("patients.csv", "case,patient\na,\n", "a has no patient"),
+        ("patients.csv", "case,patient\na,x\na,y\n", "two patients for case a"),
+        ("patients.json", '{"a": ', "no list of patients"),
+        ("patients.json", '["a"]', "no list of patients"),
+        ("patients.json", "3", "no list of patients"),
+    ],
+)
+def test_what_names_no_patients_is_said(tmp_path, name, content, reason):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DataProblem, match=reason) as caught:
+        read_patients(tmp_path / name)
+    assert "\n" not in str(caught.value)

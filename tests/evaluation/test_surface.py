@@ -123,7 +123,7 @@ def test_both_metrics_are_monais():
         assert (found["HD95"], found["NSD"]) == pytest.approx(expected, rel=1e-5)
 
 
-def task(folder, reference, prediction, labels, classes):
+def task(folder, reference, prediction, labels, classes, *, tolerances=None):
     """A case of two volumes, (z, y, x), as files with slices of 4 mm."""
     files = []
     for name, volume in (("reference", reference), ("prediction", prediction)):
@@ -131,7 +131,8 @@ def task(folder, reference, prediction, labels, classes):
         image.SetSpacing((1.0, 1.0, 4.0))  # x, y, z
         files.append(folder / f"{name}.nii.gz")
         sitk.WriteImage(image, str(files[-1]))
-    return SurfaceTask(*files, classes, {"labels": labels, "file_ending": ".nii.gz"}, tolerance=1.0)
+    tolerances = tolerances or (1.0,) * len(classes)
+    return SurfaceTask(*files, classes, {"labels": labels, "file_ending": ".nii.gz"}, tolerances)
 
 
 def test_files_are_measured_with_their_spacing_by_class_and_region(tmp_path):
@@ -143,6 +144,9 @@ def test_files_are_measured_with_their_spacing_by_class_and_region(tmp_path):
     assert found["(1, 2)"] == {"HD95": 4.0, "NSD": 0.0}
     assert found["2"] == {"HD95": 4.0, "NSD": 0.0}
     assert math.isnan(found["3"]["HD95"])
+    # All surfaces are 4 mm apart: within the tolerance of the whole, beyond that of the core.
+    found = measure(task(tmp_path, reference, prediction, labels, ("(1, 2)", "2"), tolerances=(4.0, 3.9)))
+    assert (found["(1, 2)"]["NSD"], found["2"]["NSD"]) == (1.0, 0.0)
 
 
 def test_ignored_voxels_are_background_of_both(tmp_path):
