@@ -13,7 +13,7 @@ import pydoc
 import random
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_nas.errors import DataProblem
-from nnunet_nas.plans import resolve_configuration
+from nnunet_nas.plans import DerivedConfiguration, Plans, Provenance
 
 # What nnU-Net and the networks that plans can name raise for arguments that do not fit, or classes that do not import.
 NETWORK_ERRORS = (
@@ -63,25 +63,24 @@ class NetworkSpec:
         """The same network with other channel widths."""
         architecture = copy.deepcopy(self.architecture)
         architecture["arch_kwargs"]["features_per_stage"] = features_per_stage
-        return NetworkSpec(
-            architecture, self.input_channels, self.output_channels, self.patch_size, self.batch_size
-        )  # fmt: skip
+        return replace(self, architecture=architecture)
 
 
-def network_spec(plans: dict[str, Any], name: str, dataset_json: dict[str, Any]) -> NetworkSpec:
+def network_spec(plans: Plans, name: str, dataset_json: dict[str, Any] | None = None) -> NetworkSpec:
     """What nnU-Net would build for configuration `name`.
 
     Args:
-        plans: content of the plans file.
+        plans: that it stands in.
         name: the configuration.
-        dataset_json: content of the data set's `dataset.json`, for channels and labels.
+        dataset_json: nnU-Net's description of the data set, for channels and labels; None: the one beside the plans.
 
     Raises:
         DataProblem: unknown configuration, or one without a network (old plans that nnU-Net cannot convert).
     """
-    configuration = resolve_configuration(plans, name)
+    configuration = plans.resolve(name)
+    dataset_json = plans.dataset_json if dataset_json is None else dataset_json
     try:
-        plans_manager = PlansManager(copy.deepcopy(plans))
+        plans_manager = PlansManager(copy.deepcopy(plans.content))
         with _without_chatter():
             manager = ConfigurationManager(configuration)
             heads = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
@@ -171,3 +170,22 @@ def build_without_weights(spec: NetworkSpec, *, deep_supervision: bool = False) 
     # There torch draws normal numbers, of which nothing is kept, in Python: most of the time that building took.
     with torch.device("meta"):
         return build_network(spec, deep_supervision=deep_supervision, initialise=False)
+
+
+def derive(
+    name: str, base: str, spec: NetworkSpec, provenance: Provenance, *, weights: bool = False
+) -> DerivedConfiguration:
+    """A configuration to be added to plans, whose network nnU-Net can build: seen here, not when it is to be trained.
+
+    Args:
+        name: of the new configuration.
+        base: the configuration that it inherits from.
+        spec: of the base, with the new architecture.
+        provenance: where it comes from.
+        weights: build with weights, which takes time, so that files of initial weights are read as well.
+
+    Raises:
+        DataProblem: nnU-Net cannot build it.
+    """
+    build_network(spec) if weights else build_without_weights(spec)
+    return DerivedConfiguration(name, base, spec.architecture, provenance)

@@ -1,4 +1,4 @@
-"""Derived configurations in nnU-Net plans: read with inheritance, add, check, record where they come from.
+"""Plans of nnU-Net: read with inheritance, extended, never damaged.
 
 nnU-Net builds a network from `configurations[NAME].architecture` of a plans file and resolves `inherits_from` itself:
 a found architecture is one more entry there and needs no code of ours to train. This module only handles JSON: it
@@ -17,9 +17,9 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from nnunet_nas import __version__
 from nnunet_nas.environment import dataset_number
 from nnunet_nas.errors import DataProblem, UsageError
 from nnunet_nas.files import locked, read_json, replace_file
+from nnunet_nas.methods import METHODS
 from nnunet_nas.settings import overrides
 
 # Keys that say where a configuration comes from or how to search on it, not what it is.
@@ -36,108 +37,6 @@ _NOT_CONTENT = ("inherits_from", "nas", "nas_settings")
 _RESERVED = ("dataset", "dataset_fingerprint", "splits_final")
 _LOCK_SECONDS = 60.0
 _VERSIONED = ("nnunetv2", "torch", "dynamic-network-architectures")
-
-
-@dataclass(frozen=True)
-class DerivedConfiguration:
-    """A configuration to be added to plans.
-
-    Attributes:
-        name: its name, for example `2d_xtiny8`.
-        base: the configuration that it inherits from.
-        changes: the keys in which it differs from its base; `architecture` is given whole, because nnU-Net's
-            inheritance replaces top-level keys and does not merge nested ones.
-        provenance: what is recorded under `nas`, see `provenance`.
-    """
-
-    name: str
-    base: str
-    changes: dict[str, Any]
-    provenance: dict[str, Any]
-
-    def entry(self) -> dict[str, Any]:
-        """The JSON that goes into the plans file."""
-        return {"inherits_from": self.base, **copy.deepcopy(self.changes), "nas": copy.deepcopy(self.provenance)}
-
-
-def plans_path(dataset_folder: Path, identifier: str) -> Path:
-    """The plans file that nnU-Net's `-p identifier` means."""
-    return dataset_folder / f"{identifier}.json"
-
-
-def read_plans(path: Path) -> dict[str, Any]:
-    """Reads a plans file.
-
-    Raises:
-        DataProblem: missing, not JSON, or not nnU-Net plans.
-        EnvironmentProblem: not readable.
-    """
-    try:
-        number = str(dataset_number(path.parent.name))
-    except UsageError:
-        number = "DATASET"
-    mend = f"run nnUNetv2_plan_experiment -d {number} (or restore the file), or choose other plans with -p"
-    plans = read_json(path, mend)
-    if not isinstance(plans, dict) or not isinstance(plans.get("configurations"), dict) or "plans_name" not in plans:
-        raise DataProblem(f"{path} is not an nnU-Net v2 plans file (no configurations or no plans_name): {mend}")
-    return plans
-
-
-def resolve_configuration(plans: dict[str, Any], name: str) -> dict[str, Any]:
-    """A configuration with everything that it inherits, by nnU-Net's rules (top-level keys, nearest wins).
-
-    Args:
-        plans: the content of a plans file.
-        name: the configuration.
-
-    Returns:
-        a copy; changing it leaves the plans alone. `inherits_from` is the direct parent's name, if there is one.
-
-    Raises:
-        DataProblem: unknown configuration, one that inherits from itself, or no configuration at all.
-    """
-    configurations = plans["configurations"]
-    chain: list[str] = []
-    current: str | None = name
-    while current is not None:
-        if current not in configurations:
-            wanted = f"configuration {current}" if not chain else f"{current}, the base of {chain[-1]},"
-            raise DataProblem(f"{wanted} is not in the plans; choose one of: {', '.join(configurations)}")
-        if current in chain:
-            raise DataProblem(f"configuration {name} inherits from itself ({' -> '.join([*chain, current])})")
-        if not isinstance(configurations[current], dict):
-            raise DataProblem(
-                f"configuration {current} is not one of nnU-Net v2, it is no JSON object: correct the plans"
-            )
-        chain.append(current)
-        current = configurations[current].get("inherits_from")
-    resolved: dict[str, Any] = {}
-    for link in reversed(chain):
-        resolved.update(copy.deepcopy(configurations[link]))
-    return resolved
-
-
-def configuration_digest(plans: dict[str, Any], name: str) -> str:
-    """A digest of what a configuration is, to notice later that it changed.
-
-    It covers the configuration with all that it inherits, independent of key order, and leaves out provenance and
-    search settings (`nas`, `nas_settings`), which do not change what nnU-Net trains.
-    """
-    content = {key: value for key, value in resolve_configuration(plans, name).items() if key not in _NOT_CONTENT}
-    return "sha256:" + hashlib.sha256(_canonical(content).encode()).hexdigest()
-
-
-def staleness(plans: dict[str, Any], name: str) -> str | None:
-    """Why a derived configuration no longer fits the base that it was made from; None if it does or is not ours."""
-    record = plans["configurations"][name].get("nas")
-    if record is None:
-        return None
-    base = plans["configurations"][name].get("inherits_from")
-    if base not in plans["configurations"]:
-        return f"its base {base} is no longer in the plans"
-    if record.get("base_digest") != configuration_digest(plans, base):
-        return f"its base {base} has changed since it was derived (planned again?)"
-    return None
 
 
 def package_versions() -> dict[str, str]:
@@ -154,229 +53,391 @@ def _version_of(distribution: str) -> str:
         return "not installed"
 
 
-def provenance(
-    *,
-    method: str,
-    base_digest: str,
-    settings: dict[str, Any],
-    seeds: Sequence[int],
-    fold: int | str | None = None,
-    checkpoint: str | None = None,
-) -> dict[str, Any]:
-    """What a derived configuration records under `nas`.
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
-    Args:
-        method: `xtiny`, `iac`, `iac_lth`, `dints`.
-        base_digest: `configuration_digest` of the base that the search saw.
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a derived configuration comes from; stands in plans under `nas`.
+
+    Attributes:
+        method: a name of `METHODS`.
+        base_digest: `Plans.digest` of the base at the time of the search.
         settings: everything that decides the result, as plain JSON.
         seeds: random seeds of the search.
         fold: the fold searched on; None where a method uses no labels and no split.
         checkpoint: the trained weights searched on, if any.
+        versions: of the packages.
+        created: time, UTC.
+        transferred_from: data set, plans and configuration where it was found, if not here.
+        backbone_trainer: of the frozen backbone; None: nnU-Net's own, or else the only one that is there.
+        backbone_digest: of its weights.
+        search_folder: the search's results below those of the data set.
+        epochs: of the search, where it stops by itself.
+        training_mib: memory of a training step in MiB, `predicted` and `counted`.
     """
-    return {
-        "method": method,
-        "base_digest": base_digest,
-        "settings": settings,
-        "seeds": list(seeds),
-        "fold": fold,
-        "checkpoint": checkpoint,
-        "versions": package_versions(),
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
+
+    method: str
+    base_digest: str
+    settings: dict[str, Any]
+    seeds: Sequence[int] = ()
+    fold: int | str | None = None
+    checkpoint: str | None = None
+    versions: dict[str, str] = field(default_factory=package_versions)
+    created: str = field(default_factory=_now)
+    transferred_from: dict[str, str] | None = None
+    backbone_trainer: str | None = None
+    backbone_digest: str | None = None
+    search_folder: str | None = None
+    epochs: int | None = None
+    training_mib: dict[str, float] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; what only some methods know is left out elsewhere."""
+        kept = {"fold", "checkpoint"} | ({"backbone_trainer"} if METHODS[self.method].in_backbone else set())
+        return {key: value for key, value in asdict(self).items() if value is not None or key in kept}
 
 
-def add_configurations(
-    path: Path,
-    derived: Sequence[DerivedConfiguration],
-    *,
-    base_digests: dict[str, str],
-    output: str | None = None,
-    overwrite: bool = False,
-) -> list[str]:
-    """Adds configurations to a plans file, or to a separate one, all of them or none.
+@dataclass(frozen=True)
+class DerivedConfiguration:
+    """A configuration to be added to plans.
 
-    A configuration that is already there with the same content stays as it is, with its provenance and whatever keys
-    its user added. One with other content is an error unless `overwrite`; one that was trained is never replaced,
-    because nnU-Net's results folders are found by its name.
+    Attributes:
+        name: its name, for example `2d_xtiny8`.
+        base: the configuration that it inherits from.
+        architecture: in which it differs from its base; given whole, because nnU-Net's inheritance replaces top-level
+            keys and does not merge nested ones.
+        provenance: where it comes from.
+    """
+
+    name: str
+    base: str
+    architecture: dict[str, Any]
+    provenance: Provenance
+
+    def entry(self) -> dict[str, Any]:
+        """The JSON that goes into the plans file, as it is read again: no tuples, no numbers as keys."""
+        entry = {"inherits_from": self.base, "architecture": self.architecture, "nas": self.provenance.to_json()}
+        plain: dict[str, Any] = json.loads(json.dumps(entry))
+        return plain
+
+
+def wrapped(architecture: dict[str, Any], network: str, **arguments: Any) -> dict[str, Any]:
+    """The architecture of a network that puts something into the skips of another one, its `backbone`.
 
     Args:
-        path: the plans file that the bases stand in.
-        derived: what to add.
-        base_digests: for each base, its digest at the time of the search; the write is refused if it changed since.
-        output: identifier of a separate plans file beside `path` to write instead; it starts as a copy of `path`.
-        overwrite: replace configurations of the same name with other content.
-
-    Returns:
-        names of the configurations that were written; empty if all were there already.
+        architecture: of the backbone, as plans hold it.
+        network: dotted name of the class.
+        arguments: its own arguments; those of the backbone stay.
 
     Raises:
-        DataProblem: a base changed, a name is taken, or a plans file is broken.
-        EnvironmentProblem: no permission, no space, or another process keeps the lock. The file is as it was.
+        DataProblem: the backbone has something in its skips itself.
     """
-    target = path if output is None else separate_plans_path(path, output)
-    with _locked_plans(target):
-        plans, written = _extended(path, target, derived, base_digests=base_digests, overwrite=overwrite)
-        # A new separate file is written even if all it adds was copied with the rest: the user asked for the file.
-        if written or not target.exists():
-            replace_file(target, json.dumps(plans, indent=4).encode())
-    return written
+    backbone, kwargs = architecture["network_class_name"], architecture["arch_kwargs"]
+    if "backbone" in kwargs:
+        raise DataProblem(f"{backbone} has modules in its skips already: choose the configuration below it")
+    arguments = {**kwargs, "backbone": backbone, **arguments}
+    return copy.deepcopy({**architecture, "network_class_name": network, "arch_kwargs": arguments})
 
 
-def write_settings(path: Path, name: str, method: str, values: dict[str, Any], removed: Sequence[str] = ()) -> None:
-    """Sets search settings of a configuration: the only key that is ever written into an existing one.
+@dataclass(frozen=True)
+class Plans:
+    """A plans file.
 
-    nnU-Net's inheritance replaces `nas_settings` as a whole. A configuration that inherits some and is given its own
-    therefore starts with a copy of what it inherits. The file is not touched if nothing changes.
-
-    Args:
-        path: the plans file.
-        name: the configuration.
-        method: whose settings.
-        values: to set, by key.
-        removed: keys to take back; empty dictionaries vanish with the last of them.
-
-    Raises:
-        DataProblem: unknown configuration, a broken plans file, or settings in it that are none.
-        EnvironmentProblem: no permission, no space, or another process keeps the lock. The file is as it was.
+    Attributes:
+        content: of the file.
+        path: of the file; plans that a checkpoint holds have none, and nothing can be added to them.
     """
-    with _locked_plans(path):
-        plans = read_plans(path)
-        resolved = resolve_configuration(plans, name)
+
+    content: dict[str, Any]
+    path: Path = Path()
+
+    @classmethod
+    def read(cls, path: Path) -> Plans:
+        """Reads a plans file.
+
+        Raises:
+            DataProblem: missing, not JSON, or not nnU-Net plans.
+            EnvironmentProblem: not readable.
+        """
+        return cls.checked(read_json(path, _way_out(path)), path)
+
+    @classmethod
+    def checked(cls, content: Any, path: Path) -> Plans:
+        """Plans of a file's content.
+
+        Raises:
+            DataProblem: it is not nnU-Net plans.
+        """
+        known = isinstance(content, dict) and isinstance(content.get("configurations"), dict)
+        if not known or "plans_name" not in content:
+            raise DataProblem(
+                f"{path} is not an nnU-Net v2 plans file (no configurations or no plans_name): {_way_out(path)}"
+            )
+        return cls(content, path)
+
+    @classmethod
+    def of(cls, dataset: Path, identifier: str) -> Plans:
+        """The plans that nnU-Net's `-p identifier` means, of a preprocessed data set; raises as `read`."""
+        return cls.read(dataset / f"{identifier}.json")
+
+    @classmethod
+    @contextlib.contextmanager
+    def edited(cls, path: Path, source: Path | None = None) -> Iterator[Plans]:
+        """The present content of a file, locked; what the block changes in it is written, unless it raises.
+
+        Args:
+            path: the file.
+            source: what a file that does not exist starts as a copy of; it is written even if nothing changes.
+
+        Raises:
+            DataProblem: not nnU-Net plans.
+            EnvironmentProblem: no permission, no space, or another process keeps the lock. The file is as it was.
+        """
+        busy = f"another process has been writing {path} for {_LOCK_SECONDS:.0f} s: run the same command again"
+        # Where a link points to: whoever writes through the link and through the file must meet at the same lock.
+        with locked(Path(os.path.realpath(path)), timeout=_LOCK_SECONDS, busy=busy):
+            plans = cls._starting_from(path, source)
+            before = _canonical(plans.content) if path.exists() else None
+            yield plans
+            if _canonical(plans.content) != before:
+                replace_file(path, json.dumps(plans.content, indent=4).encode())
+
+    @classmethod
+    def _starting_from(cls, path: Path, source: Path | None) -> Plans:
+        if source is None or path.exists():
+            return cls.read(path)
+        return cls({**cls.read(source).content, "plans_name": path.stem}, path)
+
+    @property
+    def configurations(self) -> dict[str, Any]:
+        """All entries, by name."""
+        found: dict[str, Any] = self.content["configurations"]
+        return found
+
+    @property
+    def number(self) -> int:
+        """The data set's number."""
+        return dataset_number(self.path.parent.name)
+
+    @cached_property
+    def dataset_json(self) -> dict[str, Any]:
+        """nnU-Net's description of the data set, beside the plans.
+
+        Raises:
+            DataProblem: missing or not JSON.
+        """
+        mend = "run nnUNetv2_plan_and_preprocess for this data set again"
+        found: dict[str, Any] = read_json(self.path.with_name("dataset.json"), mend)
+        return found
+
+    def method(self, name: str) -> str | None:
+        """The method that a configuration was derived by; None if it is not ours."""
+        found: str | None = (self.configurations[name].get("nas") or {}).get("method")
+        return found
+
+    def resolve(self, name: str) -> dict[str, Any]:
+        """A configuration with everything that it inherits, by nnU-Net's rules (top-level keys, nearest wins).
+
+        Args:
+            name: the configuration.
+
+        Returns:
+            a copy; changing it leaves the plans alone. `inherits_from` is the direct parent's name, if there is one.
+
+        Raises:
+            DataProblem: unknown configuration, one that inherits from itself, or no configuration at all.
+        """
+        resolved: dict[str, Any] = {}
+        for link in reversed(self.ancestry(name)):
+            resolved.update(copy.deepcopy(self.configurations[link]))
+        return resolved
+
+    def ancestry(self, name: str) -> list[str]:
+        """A configuration and those that it inherits from, nearest first; raises as `resolve`."""
+        chain: list[str] = []
+        current: str | None = name
+        while current is not None:
+            if current not in self.configurations:
+                wanted = f"configuration {current}" if not chain else f"{current}, the base of {chain[-1]},"
+                raise DataProblem(f"{wanted} is not in the plans; choose one of: {', '.join(self.configurations)}")
+            if current in chain:
+                raise DataProblem(f"configuration {name} inherits from itself ({' -> '.join([*chain, current])})")
+            if not isinstance(self.configurations[current], dict):
+                raise DataProblem(
+                    f"configuration {current} is not one of nnU-Net v2, it is no JSON object: correct the plans"
+                )
+            chain.append(current)
+            current = self.configurations[current].get("inherits_from")
+        return chain
+
+    def digest(self, name: str) -> str:
+        """A digest of what a configuration is, to notice later that it changed.
+
+        It covers the configuration with all that it inherits, independent of key order, and leaves out provenance and
+        search settings (`nas`, `nas_settings`), which do not change what nnU-Net trains.
+        """
+        content = {key: value for key, value in self.resolve(name).items() if key not in _NOT_CONTENT}
+        return "sha256:" + hashlib.sha256(_canonical(content).encode()).hexdigest()
+
+    def staleness(self, name: str) -> str | None:
+        """Why a derived configuration no longer fits the base that it was made from; None if it does or is not ours."""
+        record = self.configurations[name].get("nas")
+        if record is None:
+            return None
+        base = self.configurations[name].get("inherits_from")
+        if base not in self.configurations:
+            return f"its base {base} is no longer in the plans"
+        if record.get("base_digest") != self.digest(base):
+            return f"its base {base} has changed since it was derived (planned again?)"
+        return None
+
+    def require_fresh(self, name: str) -> None:
+        """Refuses a configuration that no longer fits its base.
+
+        Raises:
+            DataProblem: it is stale, or unknown.
+        """
+        self.resolve(name)
+        stale = self.staleness(name)
+        if stale:
+            raise DataProblem(f"configuration {name} is stale, {stale}: restore the plans, or derive it again")
+
+    def add(
+        self, derived: Sequence[DerivedConfiguration], *, output: str | None = None, overwrite: bool = False
+    ) -> list[str]:
+        """Adds configurations to the file, or to a separate one, all of them or none.
+
+        A configuration that is already there with the same content stays as it is, with its provenance and whatever
+        keys its user added. One with other content is an error unless `overwrite`; one that was trained is never
+        replaced, because nnU-Net's results folders are found by its name. The write is refused if a base is not what it
+        was when its configuration was derived.
+
+        Args:
+            derived: what to add.
+            output: identifier of a separate plans file beside this one to write instead; it starts as a copy.
+            overwrite: replace configurations of the same name with other content.
+
+        Returns:
+            names of the configurations that were written; empty if all were there already.
+
+        Raises:
+            DataProblem: a base changed, a name is taken, or a plans file is broken.
+            EnvironmentProblem: no permission, no space, or another process keeps the lock. The file is as it was.
+        """
+        with Plans.edited(self.beside(output), self.path) as plans:
+            return plans._extend(derived, overwrite=overwrite)
+
+    def check(
+        self, derived: Sequence[DerivedConfiguration], *, output: str | None = None, overwrite: bool = False
+    ) -> None:
+        """Raises what `add` would raise, before a search spends time; writes nothing."""
+        Plans._starting_from(self.beside(output), self.path)._extend(derived, overwrite=overwrite)
+
+    def beside(self, output: str | None) -> Path:
+        """The file of the separate plans `output`; None is this file.
+
+        Raises:
+            UsageError: a name that nnU-Net's `-p` could not find, or one of nnU-Net's own files.
+        """
+        if output is None:
+            return self.path
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", output) or "__" in output:
+            raise UsageError(
+                f"-o {output}: give a plans identifier of letters, digits, '.', '-' and single '_', no folder"
+            )
+        if output in _RESERVED:
+            raise UsageError(f"-o {output}: nnU-Net keeps its own {output}.json there; choose another name")
+        return self.path.with_name(f"{output}.json")
+
+    def set(self, name: str, method: str, values: dict[str, Any], removed: Sequence[str] = ()) -> None:
+        """Sets search settings of a configuration: the only key that is ever written into an existing one.
+
+        nnU-Net's inheritance replaces `nas_settings` as a whole. A configuration that inherits some and is given its
+        own therefore starts with a copy of what it inherits.
+
+        Args:
+            name: the configuration.
+            method: whose settings.
+            values: to set, by key.
+            removed: keys to take back; empty dictionaries vanish with the last of them.
+
+        Raises:
+            DataProblem: unknown configuration, or settings in it that are none.
+        """
+        resolved = self.resolve(name)
         ours = {**overrides(resolved, method), **values}
         settings = resolved.get("nas_settings", {})
         settings[method] = {key: value for key, value in ours.items() if key not in removed}
-        entry = plans["configurations"][name]
-        before = _canonical(entry)
+        entry = self.configurations[name]
         entry["nas_settings"] = {key: value for key, value in settings.items() if value}
-        inherited = resolve_configuration(plans, entry["inherits_from"]) if "inherits_from" in entry else {}
+        inherited = self.resolve(entry["inherits_from"]) if "inherits_from" in entry else {}
         if _canonical(entry["nas_settings"]) == _canonical(inherited.get("nas_settings", {})):
             del entry["nas_settings"]
-        if _canonical(entry) != before:
-            replace_file(path, json.dumps(plans, indent=4).encode())
+
+    def _extend(self, derived: Sequence[DerivedConfiguration], *, overwrite: bool) -> list[str]:
+        """Adds to the content; names of the configurations that were not there."""
+        if self.content["plans_name"] != self.path.stem:
+            # nnU-Net names the results folder by the inner name and reads -p by the file's: they must agree.
+            raise DataProblem(
+                f"{self.path} calls itself plans_name={self.content['plans_name']}: set it to {self.path.stem}, or "
+                f"nnU-Net would train and predict in different folders"
+            )
+        for item in derived:
+            if self.digest(item.base) != item.provenance.base_digest:
+                raise DataProblem(
+                    f"configuration {item.base} in {self.path} is not the one that was searched on (planned again "
+                    f"meanwhile?): run the search again, or write a separate plans file with -o NAME"
+                )
+        return [item.name for item in derived if self._insert(item, overwrite=overwrite)]
+
+    def _insert(self, item: DerivedConfiguration, *, overwrite: bool) -> bool:
+        """Puts one configuration into the content; False if it is there already."""
+        entry, existing = item.entry(), self.configurations.get(item.name)
+        if existing is not None:
+            same = all(existing.get(key) == entry[key] for key in ("inherits_from", "architecture"))
+            if same and self.staleness(item.name) is None:
+                return False
+            self._require_replaceable(item.name, overwrite=overwrite)
+            if "nas_settings" in existing:
+                entry["nas_settings"] = existing["nas_settings"]
+        self.configurations[item.name] = entry
+        return True
+
+    def _require_replaceable(self, name: str, *, overwrite: bool) -> None:
+        if not overwrite:
+            raise DataProblem(
+                f"configuration {name} exists in {self.path} and is not what would be written "
+                f"({self.staleness(name) or 'it has other content'}): "
+                f"--overwrite replaces it, -o NAME writes a separate plans file"
+            )
+        trained = self._trained_models(name)
+        if trained:
+            raise DataProblem(
+                f"configuration {name} is not replaced because it was trained ({trained[0]}): "
+                f"move that folder away, or write a separate plans file with -o NAME"
+            )
+
+    def _trained_models(self, name: str) -> list[Path]:
+        """nnU-Net's results folders of a configuration, `TRAINER__PLANS__CONFIGURATION`."""
+        results = os.environ.get("nnUNet_results")
+        if not results or "dataset_name" not in self.content:
+            return []
+        suffix = f"__{self.content['plans_name']}__{name}"
+        folder = Path(results) / self.content["dataset_name"]
+        return sorted(entry for entry in folder.iterdir() if entry.name.endswith(suffix)) if folder.is_dir() else []
+
+
+def _way_out(path: Path) -> str:
+    """What to do about a plans file that cannot be read."""
+    try:
+        number = str(dataset_number(path.parent.name))
+    except UsageError:
+        number = "DATASET"
+    return f"run nnUNetv2_plan_experiment -d {number} (or restore the file), or choose other plans with -p"
 
 
 def _canonical(content: Any) -> str:
     """JSON to compare by: Python calls 1 and True equal, which are different settings."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"))
-
-
-@contextlib.contextmanager
-def _locked_plans(path: Path) -> Iterator[None]:
-    busy = f"another process has been writing {path} for {_LOCK_SECONDS:.0f} s: run the same command again"
-    # Where a link points to: whoever writes through the link and through the file must meet at the same lock.
-    with locked(Path(os.path.realpath(path)), timeout=_LOCK_SECONDS, busy=busy):
-        yield
-
-
-def check_configurations(
-    path: Path,
-    derived: Sequence[DerivedConfiguration],
-    *,
-    base_digests: dict[str, str],
-    output: str | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Raises what `add_configurations` would raise, before a search spends time; writes nothing."""
-    target = path if output is None else separate_plans_path(path, output)
-    _extended(path, target, derived, base_digests=base_digests, overwrite=overwrite)
-
-
-def separate_plans_path(path: Path, output: str) -> Path:
-    """The file of the separate plans `output` beside `path`.
-
-    Raises:
-        UsageError: a name that nnU-Net's `-p` could not find, or one of nnU-Net's own files.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", output) or "__" in output:
-        raise UsageError(f"-o {output}: give a plans identifier of letters, digits, '.', '-' and single '_', no folder")
-    if output in _RESERVED:
-        raise UsageError(f"-o {output}: nnU-Net keeps its own {output}.json there; choose another name")
-    return path.with_name(f"{output}.json")
-
-
-def _extended(
-    path: Path,
-    target: Path,
-    derived: Sequence[DerivedConfiguration],
-    *,
-    base_digests: dict[str, str],
-    overwrite: bool,
-) -> tuple[dict[str, Any], list[str]]:
-    """The content of `target` with the configurations added, and the names of those that were not there."""
-    plans = _plans_to_extend(path, target)
-    for base, digest in base_digests.items():
-        _require_same_base(plans, base, digest, target)
-    return plans, [item.name for item in derived if _insert(plans, item, target=target, overwrite=overwrite)]
-
-
-def _plans_to_extend(path: Path, target: Path) -> dict[str, Any]:
-    """The content that additions go into: the target itself, or a copy of the source under the target's name."""
-    if target == path or target.exists():
-        plans = read_plans(target)
-        if plans["plans_name"] != target.stem:
-            # nnU-Net names the results folder by the inner name and reads -p by the file's: they must agree.
-            raise DataProblem(
-                f"{target} calls itself plans_name={plans['plans_name']}: set it to {target.stem}, or nnU-Net would "
-                f"train and predict in different folders"
-            )
-        return plans
-    plans = read_plans(path)
-    plans["plans_name"] = target.stem
-    return plans
-
-
-def _require_same_base(plans: dict[str, Any], base: str, digest: str, target: Path) -> None:
-    if configuration_digest(plans, base) != digest:
-        raise DataProblem(
-            f"configuration {base} in {target} is not the one that was searched on (planned again meanwhile?): "
-            f"run the search again, or write a separate plans file with -o NAME"
-        )
-
-
-def _insert(plans: dict[str, Any], item: DerivedConfiguration, *, target: Path, overwrite: bool) -> bool:
-    """Puts one configuration into `plans`; False if it is there already."""
-    existing = plans["configurations"].get(item.name)
-    if existing is not None:
-        if _same_content(plans, item, existing):
-            return False
-        _require_replaceable(plans, item, target=target, overwrite=overwrite)
-    entry = item.entry()
-    if existing is not None and "nas_settings" in existing:
-        entry["nas_settings"] = existing["nas_settings"]
-    plans["configurations"][item.name] = entry
-    return True
-
-
-def _same_content(plans: dict[str, Any], item: DerivedConfiguration, existing: dict[str, Any]) -> bool:
-    # Through JSON, so that tuples and integer-valued keys compare as they would after a round trip.
-    changes = json.loads(json.dumps(item.changes))
-    return (
-        existing.get("inherits_from") == item.base
-        and all(existing.get(key) == value for key, value in changes.items())
-        and staleness(plans, item.name) is None
-    )
-
-
-def _require_replaceable(plans: dict[str, Any], item: DerivedConfiguration, *, target: Path, overwrite: bool) -> None:
-    reason = staleness(plans, item.name) or "it has other content"
-    if not overwrite:
-        raise DataProblem(
-            f"configuration {item.name} exists in {target} and is not what would be written ({reason}): "
-            f"--overwrite replaces it, -o NAME writes a separate plans file"
-        )
-    trained = _trained_models(plans, item.name)
-    if trained:
-        raise DataProblem(
-            f"configuration {item.name} is not replaced because it was trained ({trained[0]}): "
-            f"move that folder away, or write a separate plans file with -o NAME"
-        )
-
-
-def _trained_models(plans: dict[str, Any], name: str) -> list[Path]:
-    """nnU-Net's results folders of a configuration, `TRAINER__PLANS__CONFIGURATION`."""
-    results = os.environ.get("nnUNet_results")
-    if not results or "dataset_name" not in plans:
-        return []
-    suffix = f"__{plans['plans_name']}__{name}"
-    folder = Path(results) / plans["dataset_name"]
-    return sorted(entry for entry in folder.iterdir() if entry.name.endswith(suffix)) if folder.is_dir() else []

@@ -25,19 +25,14 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoD
 from torch import autocast, nn
 
 from nnunet_nas import commands
+from nnunet_nas.architecture import NetworkSpec, network_spec
 from nnunet_nas.distributed import average_gradients
 from nnunet_nas.environment import dataset_number
 from nnunet_nas.errors import DataProblem, UsageError, exit_with_one_line
 from nnunet_nas.files import read_json, replace_file
 from nnunet_nas.histories import HISTORY, History
 from nnunet_nas.methods import METHODS, result_trainer
-from nnunet_nas.plans import (
-    DerivedConfiguration,
-    add_configurations,
-    configuration_digest,
-    plans_path,
-    resolve_configuration,
-)
+from nnunet_nas.plans import DerivedConfiguration, Plans, Provenance
 from nnunet_nas.settings import read_settings
 
 _STATE_LAYOUT = 1
@@ -106,6 +101,7 @@ class SearchTrainer(ConfiguredTrainer):
 
     settings_class: ClassVar[type[Any]]
     is_ddp: bool
+    plans: Plans
     base_digest: str
     history: History
     _drawn_epochs: int
@@ -122,7 +118,7 @@ class SearchTrainer(ConfiguredTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ) -> None:
         with exit_with_one_line():
-            resolved = resolve_configuration(plans, configuration)
+            resolved = Plans(plans).resolve(configuration)
             self.settings = read_settings(self.settings_class, resolved)
             if resolved.get("previous_stage"):
                 raise UsageError(
@@ -131,7 +127,9 @@ class SearchTrainer(ConfiguredTrainer):
                 )
             super().__init__(plans, configuration, fold, dataset_json, device)
         self.follow_settings()
-        self.base_digest = configuration_digest(self.plans_manager.plans, configuration)
+        path = Path(self.preprocessed_dataset_folder_base) / f"{self.plans_manager.plans_name}.json"
+        self.plans = Plans(self.plans_manager.plans, path)
+        self.base_digest = self.plans.digest(configuration)
         self._resumed_from = None
         self._added = False
         self._drawn_epochs = 0
@@ -185,6 +183,22 @@ class SearchTrainer(ConfiguredTrainer):
     @abstractmethod
     def results(self) -> list[DerivedConfiguration]:
         """The configurations that a finished search adds to the plans; other result files are written before."""
+
+    def base_spec(self) -> NetworkSpec:
+        """The network of the configuration that is searched on."""
+        return network_spec(self.plans, self.configuration_name, self.dataset_json)
+
+    def provenance(self, **known: Any) -> Provenance:
+        """Where this search's results come from, with what only its method knows."""
+        return Provenance(
+            self.settings.method,
+            self.base_digest,
+            vars(self.settings),
+            [self.settings.seed],
+            fold=self.fold,
+            search_folder=f"{Path(self.output_folder_base).name}/fold_{self.fold}",
+            **known,
+        )
 
     def result_name(self) -> str:
         """Name of the first of them, known before the search: the fold is in it where it is not 0."""
@@ -378,12 +392,10 @@ class SearchTrainer(ConfiguredTrainer):
 
     def _add_results(self) -> None:
         derived = self.results()
-        path = plans_path(Path(self.preprocessed_dataset_folder_base), self.plans_manager.plans_name)
-        base = self.configuration_name
-        added = add_configurations(path, derived, base_digests={base: self.base_digest})
+        added = self.plans.add(derived)
         self._added = True
         names = ", ".join(item.name for item in derived)
-        self.print_to_log_file(f"{'Added to' if added else 'Already in'} {path}: {names}")
+        self.print_to_log_file(f"{'Added to' if added else 'Already in'} {self.plans.path}: {names}")
         for command in self.next_steps():
             self.print_to_log_file("next:", command, add_timestamp=False)
 

@@ -6,13 +6,13 @@ of its room.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from nnunet_nas.architecture import NetworkSpec, build_without_weights, network_spec
+from nnunet_nas.architecture import NetworkSpec, derive, network_spec
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.methods import METHODS, part
-from nnunet_nas.plans import DerivedConfiguration, configuration_digest, provenance, resolve_configuration
+from nnunet_nas.plans import DerivedConfiguration, Plans, Provenance
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Found:
         plans: that it stands in.
         name: of the configuration.
         architecture: `architecture` of the plans.
-        record: its provenance.
+        record: its provenance, as the plans hold it.
     """
 
-    plans: dict[str, Any]
+    plans: Plans
     name: str
     architecture: dict[str, Any]
     record: dict[str, Any]
@@ -34,86 +34,72 @@ class Found:
     @property
     def tag(self) -> str:
         """What its name adds to its base's."""
-        base = str(self.plans["configurations"][self.name]["inherits_from"])
-        if self.name.startswith(base):
-            return self.name[len(base) :]
-        method = self.record["method"]
-        return METHODS[method].suffix or f"_{method}"
+        base, method = str(self.plans.configurations[self.name]["inherits_from"]), self.record["method"]
+        return self.name[len(base) :] if self.name.startswith(base) else METHODS[method].suffix or f"_{method}"
 
 
-def found_configuration(plans: dict[str, Any], name: str) -> Found:
+def found_configuration(plans: Plans, name: str) -> Found:
     """A searched configuration of some plans.
 
     Raises:
         DataProblem: unknown, or not the result of a search.
     """
-    configuration = resolve_configuration(plans, name)
-    record = plans["configurations"][name].get("nas")
-    method = METHODS.get(str((record or {}).get("method")))
+    configuration, method = plans.resolve(name), METHODS.get(str(plans.method(name)))
     if method is None or method.refit is None:
-        ours = [key for key, entry in plans["configurations"].items() if "nas" in entry]
+        ours = [key for key, entry in plans.configurations.items() if "nas" in entry]
         raise DataProblem(
-            f"configuration {name} of {plans['dataset_name']} is not the result of a search; there: "
+            f"configuration {name} of {plans.content['dataset_name']} is not the result of a search; there: "
             f"{', '.join(ours) or 'none yet'}"
         )
-    return Found(plans, name, configuration["architecture"], record)
+    return Found(plans, name, configuration["architecture"], configuration["nas"])
 
 
-def planned_features(base: dict[str, Any]) -> Any:
-    """`features_per_stage` of the target's architecture.
+def planned_features(target: NetworkSpec) -> Any:
+    """`features_per_stage` of a target.
 
     Raises:
         DataProblem: its network has none.
     """
-    if "features_per_stage" not in base["arch_kwargs"]:
+    architecture = target.architecture
+    if "features_per_stage" not in architecture["arch_kwargs"]:
         raise DataProblem(
-            f"the target's {base['network_class_name'].rpartition('.')[2]} has no features_per_stage: choose a "
+            f"the target's {architecture['network_class_name'].rpartition('.')[2]} has no features_per_stage: choose a "
             f"configuration with one of nnU-Net's U-Nets"
         )
-    return base["arch_kwargs"]["features_per_stage"]
+    return architecture["arch_kwargs"]["features_per_stage"]
 
 
-def transfer(
-    found: Found, plans: dict[str, Any], base: str, dataset_json: dict[str, Any]
-) -> tuple[DerivedConfiguration, list[str]]:
+def transfer(found: Found, plans: Plans, base: str) -> tuple[DerivedConfiguration, list[str]]:
     """The configuration to add to the target's plans, and what was refitted, in words.
 
     Args:
         found: on the source data set.
         plans: of the target.
         base: the target's configuration that it is derived from.
-        dataset_json: of the target, for channels and labels.
 
     Raises:
         DataProblem: it cannot fit, with the reason.
     """
-    configuration = resolve_configuration(plans, base)
-    spec = network_spec(plans, base, dataset_json)
-    dimensions = len(configuration["patch_size"])
-    own = len(resolve_configuration(found.plans, found.name)["patch_size"])
+    spec = network_spec(plans, base)
+    own, dimensions = len(found.plans.resolve(found.name)["patch_size"]), len(spec.patch_size)
     if own != dimensions:
         raise DataProblem(
-            f"{found.name} is of {own}-D patches, {base} of {dimensions}-D ones: choose a target configuration of the "
-            f"same dimension"
+            f"{found.name} is made for {own}-D patches, {base} has {dimensions}-D ones: choose a target configuration "
+            f"of the same dimension"
         )
-    method = METHODS[found.record["method"]]
-    architecture, notes = part(method.refit)(found, configuration["architecture"], spec)
-    # That nnU-Net can build it is seen here, not after an hour of preprocessing.
-    build_without_weights(
-        NetworkSpec(architecture, spec.input_channels, spec.output_channels, spec.patch_size, spec.batch_size)
-    )
-    record = provenance(
-        method=found.record["method"],
-        base_digest=configuration_digest(plans, base),
-        settings=found.record["settings"],
-        seeds=found.record["seeds"],
-        fold=found.record.get("fold"),
-    )
-    record["transferred_from"] = {
-        "dataset": found.plans["dataset_name"],
-        "plans": found.plans["plans_name"],
+    record = found.record
+    architecture, notes = part(METHODS[record["method"]].refit)(found, spec)
+    source = {
+        "dataset": found.plans.content["dataset_name"],
+        "plans": found.plans.content["plans_name"],
         "configuration": found.name,
     }
-    if method.in_backbone:
-        record["backbone_trainer"] = None
-    return DerivedConfiguration(f"{base}{found.tag}", base, {"architecture": architecture}, record), notes
+    provenance = Provenance(
+        record["method"],
+        plans.digest(base),
+        record["settings"],
+        record["seeds"],
+        fold=record.get("fold"),
+        transferred_from=source,
+    )
+    return derive(f"{base}{found.tag}", base, replace(spec, architecture=architecture), provenance), notes

@@ -1,6 +1,5 @@
 """The table of methods: what it names exists, and one more row is enough for one more method."""
 
-import copy
 import json
 import shutil
 import sys
@@ -81,10 +80,9 @@ class ToySettings:
     depth: int = setting(3, "our choice", "stages that are searched", minimum=1)
 
 
-def refit_toy(found, base, spec):
-    architecture = copy.deepcopy(base)
-    architecture["arch_kwargs"]["features_per_stage"] = [found.record["settings"]["width"]] * 3
-    return architecture, [f"for {spec.output_channels} classes"]
+def refit_toy(found, target):
+    features = [found.record["settings"]["width"]] * 3
+    return target.with_features(features).architecture, [f"for {target.output_channels} classes"]
 
 
 @dataclass(eq=False)

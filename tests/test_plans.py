@@ -18,27 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunet_nas.errors import DataProblem, EnvironmentProblem, UsageError
-from nnunet_nas.plans import (
-    DerivedConfiguration,
-    add_configurations,
-    check_configurations,
-    configuration_digest,
-    package_versions,
-    plans_path,
-    provenance,
-    read_plans,
-    resolve_configuration,
-    separate_plans_path,
-    staleness,
-    write_settings,
-)
+from nnunet_nas.plans import DerivedConfiguration, Plans, Provenance, package_versions, wrapped
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
 def plans_file(dataset):
-    return plans_path(dataset, "nnUNetPlans")
+    return Plans.of(dataset, "nnUNetPlans").path
 
 
 def read(path):
@@ -54,20 +41,24 @@ def edit(path, change):
 
 def derive(plans, cap, base="2d", suffix="xtiny"):
     """A narrow version of a configuration, as a search would hand it over."""
-    architecture = copy.deepcopy(resolve_configuration(plans, base)["architecture"])
+    architecture = copy.deepcopy(Plans(plans).resolve(base)["architecture"])
     features = architecture["arch_kwargs"]["features_per_stage"]
     architecture["arch_kwargs"]["features_per_stage"] = [min(cap, value) for value in features]
-    record = provenance(
-        method="xtiny", base_digest=configuration_digest(plans, base), settings={"cap": cap}, seeds=[369]
-    )
-    return DerivedConfiguration(f"{base}_{suffix}{cap}", base, {"architecture": architecture}, record)
+    provenance = Provenance("xtiny", Plans(plans).digest(base), {"cap": cap}, [369])
+    return DerivedConfiguration(f"{base}_{suffix}{cap}", base, architecture, provenance)
 
 
 def add(path, *caps, base="2d", plans=None, **options):
     """Adds narrow versions of `base`, searched on `plans` (default: what the file says now)."""
     plans = read(path) if plans is None else plans
     derived = [derive(plans, cap, base) for cap in caps]
-    return add_configurations(path, derived, base_digests={base: configuration_digest(plans, base)}, **options)
+    return Plans(plans, path).add(derived, **options)
+
+
+def write_settings(path, *changes):
+    """Changes settings in the file, as `set_search` does."""
+    with Plans.edited(path) as plans:
+        plans.set(*changes)
 
 
 def train(results, name, plans="nnUNetPlans", trainer="nnUNetTrainer"):
@@ -84,14 +75,14 @@ def test_every_configuration_resolves_as_in_nnunet(plans_file):
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     manager = PlansManager(str(plans_file))
-    plans = read_plans(plans_file)
+    plans = Plans.read(plans_file).content
     assert list(plans["configurations"]) == ["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres", "2d_bs4"]
     for name in plans["configurations"]:
-        assert resolve_configuration(plans, name) == manager.get_configuration(name).configuration
+        assert Plans(plans).resolve(name) == manager.get_configuration(name).configuration
 
 
 def test_the_nearest_value_wins_and_the_parent_is_named(plans_file):
-    resolved = resolve_configuration(read_plans(plans_file), "2d_bs4")
+    resolved = Plans.read(plans_file).resolve("2d_bs4")
     assert (resolved["batch_size"], resolved["patch_size"], resolved["inherits_from"]) == (4, [32, 32], "2d")
 
 
@@ -120,41 +111,41 @@ def test_any_inheritance_resolves_as_in_nnunet(plans):
     for name in plans["configurations"]:
         before = copy.deepcopy(plans)
         expected = PlansManager(copy.deepcopy(plans)).get_configuration(name).configuration
-        assert resolve_configuration(plans, name) == expected
+        assert Plans(plans).resolve(name) == expected
         assert plans == before
 
 
 def test_a_resolved_configuration_is_a_copy(plans_file):
-    plans = read_plans(plans_file)
-    resolve_configuration(plans, "2d_bs4")["architecture"]["arch_kwargs"]["features_per_stage"][0] = 1
-    assert plans == read_plans(plans_file)
+    plans = Plans.read(plans_file).content
+    Plans(plans).resolve("2d_bs4")["architecture"]["arch_kwargs"]["features_per_stage"][0] = 1
+    assert plans == Plans.read(plans_file).content
 
 
 def test_an_unknown_configuration_is_named_with_what_there_is(plans_file):
     with pytest.raises(DataProblem, match=r"configuration 2D is not in the plans; choose one of: 2d, 3d_lowres, "):
-        resolve_configuration(read_plans(plans_file), "2D")
+        Plans.read(plans_file).resolve("2D")
 
 
 def test_a_missing_base_is_named(plans_file):
-    plans = read_plans(plans_file)
+    plans = Plans.read(plans_file).content
     del plans["configurations"]["2d"]
     with pytest.raises(DataProblem, match="2d, the base of 2d_bs4, is not in the plans"):
-        resolve_configuration(plans, "2d_bs4")
+        Plans(plans).resolve("2d_bs4")
 
 
 def test_a_circle_is_shown(plans_file):
-    plans = read_plans(plans_file)
+    plans = Plans.read(plans_file).content
     plans["configurations"]["2d"]["inherits_from"] = "2d_bs4"
     with pytest.raises(DataProblem, match="2d_bs4 inherits from itself .2d_bs4 -> 2d -> 2d_bs4."):
-        resolve_configuration(plans, "2d_bs4")
+        Plans(plans).resolve("2d_bs4")
 
 
 @pytest.mark.parametrize("entry", [None, [], "3d_fullres"])
 def test_what_is_no_configuration_is_refused(plans_file, entry):
-    plans = read_plans(plans_file)
+    plans = Plans.read(plans_file).content
     plans["configurations"]["2d"] = entry
     with pytest.raises(DataProblem, match="configuration 2d is not one of nnU-Net v2"):
-        resolve_configuration(plans, "2d_bs4")
+        Plans(plans).resolve("2d_bs4")
 
 
 @pytest.mark.parametrize(
@@ -172,14 +163,14 @@ def test_what_is_no_configuration_is_refused(plans_file, entry):
 def test_what_is_not_plans_is_refused_with_the_way_out(plans_file, content):
     plans_file.write_bytes(content)
     with pytest.raises(DataProblem, match="nnUNetv2_plan_experiment -d 11 ") as caught:
-        read_plans(plans_file)
+        Plans.read(plans_file)
     assert str(plans_file) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_missing_plans_are_refused_with_the_way_out(dataset):
     with pytest.raises(DataProblem, match="does not exist: run nnUNetv2_plan_experiment -d 11 "):
-        read_plans(plans_path(dataset, "nnUNetResEncUNetLPlans"))
+        Plans.of(dataset, "nnUNetResEncUNetLPlans")
 
 
 JSON_VALUES = st.recursive(
@@ -192,7 +183,7 @@ CONTENT = st.dictionaries(CONTENT_KEYS, JSON_VALUES, max_size=5)
 
 
 def digest_of(content):
-    return configuration_digest({"configurations": {"c": content}}, "c")
+    return Plans({"configurations": {"c": content}}).digest("c")
 
 
 def reversed_keys(value):
@@ -224,16 +215,16 @@ def test_the_digest_leaves_out_records_and_search_settings(content, record, sear
 
 @pytest.mark.parametrize("key", ["batch_size", "patch_size", "architecture", "data_identifier", "batch_dice"])
 def test_the_digest_covers_what_is_inherited(plans_file, key):
-    plans = read_plans(plans_file)
-    before = configuration_digest(plans, "3d_cascade_fullres")
+    plans = Plans.read(plans_file).content
+    before = Plans(plans).digest("3d_cascade_fullres")
     plans["configurations"]["3d_fullres"][key] = "changed"
-    assert configuration_digest(plans, "3d_cascade_fullres") != before
+    assert Plans(plans).digest("3d_cascade_fullres") != before
 
 
 def test_the_digest_is_the_same_whether_content_is_inherited_or_repeated(plans_file):
-    plans = read_plans(plans_file)
+    plans = Plans.read(plans_file).content
     plans["configurations"]["copy"] = {**plans["configurations"]["2d"], "batch_size": 4}
-    assert configuration_digest(plans, "2d_bs4") == configuration_digest(plans, "copy")
+    assert Plans(plans).digest("2d_bs4") == Plans(plans).digest("copy")
 
 
 def test_only_the_additions_are_in_the_diff(plans_file):
@@ -256,7 +247,7 @@ def test_what_is_written_is_formatted_as_nnunet_formats_it(plans_file, tmp_path)
 
 
 def test_an_added_configuration_inherits_and_says_where_it_comes_from(plans_file):
-    digest = configuration_digest(read(plans_file), "2d")
+    digest = Plans(read(plans_file)).digest("2d")
     add(plans_file, 8)
     entry = read(plans_file)["configurations"]["2d_xtiny8"]
     assert list(entry) == ["inherits_from", "architecture", "nas"]
@@ -267,6 +258,52 @@ def test_an_added_configuration_inherits_and_says_where_it_comes_from(plans_file
     assert (record["method"], record["base_digest"], record["seeds"], record["fold"]) == ("xtiny", digest, [369], None)
     assert record["versions"] == package_versions()
     assert set(record["versions"]) == {"nnunet-nas", "nnunetv2", "torch", "dynamic-network-architectures"}
+
+
+ALWAYS = ["method", "base_digest", "settings", "seeds", "fold", "checkpoint", "versions", "created"]
+BACKBONE = {"backbone_trainer": "T", "backbone_digest": "sha256:x"}
+
+
+@pytest.mark.parametrize(
+    ("method", "known", "further"),
+    [
+        ("xtiny", {}, []),
+        ("encoder", {}, []),
+        ("skip", {}, ["backbone_trainer"]),
+        (
+            "iac_lth",
+            {"fold": 0, "checkpoint": "c", **BACKBONE, "search_folder": "s/fold_0", "epochs": 9},
+            ["backbone_trainer", "backbone_digest", "search_folder", "epochs"],
+        ),
+        ("iac", {"transferred_from": {"dataset": "D"}}, ["transferred_from", "backbone_trainer"]),
+        (
+            "dints",
+            {"fold": 1, "search_folder": "s/fold_1", "training_mib": {"predicted": 1.0}},
+            ["search_folder", "training_mib"],
+        ),
+        ("dints", {"transferred_from": {"dataset": "D"}}, ["transferred_from"]),
+    ],
+)
+def test_a_record_has_the_keys_of_its_method_in_their_order(method, known, further):
+    record = DerivedConfiguration("c", "2d", {}, Provenance(method, "sha256:b", {"kernels": (3, 5)}, (1, 2), **known))
+    content = record.entry()["nas"]
+    assert list(content) == ALWAYS + further
+    assert (content["settings"], content["seeds"]) == ({"kernels": [3, 5]}, [1, 2])
+    assert {key: content[key] for key in known} == known
+    assert all(content[key] is None for key in ("fold", "checkpoint", *further) if key not in known)
+
+
+def test_what_goes_around_a_backbone_keeps_its_arguments_and_is_not_stacked():
+    plain = {"network_class_name": "a.UNet", "arch_kwargs": {"n_stages": 3}, "_kw_requires_import": ["conv_op"]}
+    around = wrapped(plain, "b.CellUNet", cells={"widths": [1]})
+    assert around == {
+        "network_class_name": "b.CellUNet",
+        "arch_kwargs": {"n_stages": 3, "backbone": "a.UNet", "cells": {"widths": [1]}},
+        "_kw_requires_import": ["conv_op"],
+    }
+    assert plain["arch_kwargs"] == {"n_stages": 3}
+    with pytest.raises(DataProblem, match=r"b.CellUNet has modules in its skips already: choose the configuration be"):
+        wrapped(around, "b.CellUNet", cells={})
 
 
 def test_nnunet_reads_what_was_added(plans_file):
@@ -316,10 +353,9 @@ def refused(path, *caps, match, error=DataProblem, **options):
     before = path.read_bytes()
     plans = options.pop("plans", None) or read(path)
     derived = [derive(plans, cap) for cap in caps]
-    digests = {"2d": configuration_digest(plans, "2d")}
-    for function in (check_configurations, add_configurations):
+    for function in (Plans(plans, path).check, Plans(plans, path).add):
         with pytest.raises(error, match=match) as caught:
-            function(path, derived, base_digests=digests, **options)
+            function(derived, **options)
         assert "\n" not in str(caught.value)
     assert path.read_bytes() == before
     assert no_leftovers(path.parent)
@@ -358,9 +394,9 @@ def plan_again(plans):
 
 def test_a_configuration_whose_base_changed_is_stale_and_refused(plans_file):
     add(plans_file, 8)
-    assert staleness(read(plans_file), "2d_xtiny8") is None
+    assert Plans(read(plans_file)).staleness("2d_xtiny8") is None
     edit(plans_file, plan_again)
-    assert "2d has changed" in staleness(read(plans_file), "2d_xtiny8")
+    assert "2d has changed" in Plans(read(plans_file)).staleness("2d_xtiny8")
     refused(plans_file, 8, match="2d_xtiny8 exists .*its base 2d has changed")
 
 
@@ -368,17 +404,17 @@ def test_a_stale_configuration_is_replaced_when_asked_for(plans_file):
     add(plans_file, 8)
     edit(plans_file, plan_again)
     assert add(plans_file, 8, overwrite=True) == ["2d_xtiny8"]
-    assert staleness(read(plans_file), "2d_xtiny8") is None
+    assert Plans(read(plans_file)).staleness("2d_xtiny8") is None
 
 
 def test_a_configuration_whose_base_is_gone_is_stale(plans_file):
     add(plans_file, 8)
     edit(plans_file, lambda plans: plans["configurations"].pop("2d"))
-    assert staleness(read(plans_file), "2d_xtiny8") == "its base 2d is no longer in the plans"
+    assert Plans(read(plans_file)).staleness("2d_xtiny8") == "its base 2d is no longer in the plans"
 
 
 def test_a_configuration_of_someone_else_is_never_stale(plans_file):
-    assert staleness(read(plans_file), "2d_bs4") is None
+    assert Plans(read(plans_file)).staleness("2d_bs4") is None
 
 
 def test_a_base_that_changed_during_the_search_is_refused(plans_file):
@@ -449,12 +485,12 @@ def test_names_of_nnunets_own_files_are_refused(plans_file, output):
 @pytest.mark.parametrize("output", ["", "a/b", "../up", ".hidden", "two__parts", "with space", "-o", "a\n"])
 def test_names_that_nnunet_could_not_use_are_refused(plans_file, output):
     with pytest.raises(UsageError, match="give a plans identifier"):
-        separate_plans_path(plans_file, output)
+        Plans({}, plans_file).beside(output)
 
 
 @pytest.mark.parametrize("output", [None, "tinyPlans"])
 def test_a_file_whose_inner_name_differs_is_refused(plans_file, output):
-    target = separate_plans_path(plans_file, output or "nnUNetPlans")
+    target = Plans({}, plans_file).beside(output)
     target.write_text(json.dumps({**read(plans_file), "plans_name": "somePlans"}, indent=4))
     refused(plans_file, 8, output=output, match=f"calls itself plans_name=somePlans: set it to {target.stem}")
 
@@ -605,9 +641,9 @@ def test_any_sequence_of_changes_leaves_in_force_what_was_asked_for(changes):
         path = Path(folder) / "p.json"
         path.write_text(json.dumps(plans, indent=4))
         for name, method, values, removed in changes:
-            before = resolve_configuration(read(path), name).get("nas_settings", {})
+            before = Plans(read(path)).resolve(name).get("nas_settings", {})
             write_settings(path, name, method, values, sorted(removed))
-            after = resolve_configuration(read(path), name).get("nas_settings", {})
+            after = Plans(read(path)).resolve(name).get("nas_settings", {})
             wanted = {**before.get(method, {}), **values}
             wanted = {key: value for key, value in wanted.items() if key not in removed}
             assert after == {key: value for key, value in {**before, method: wanted}.items() if value}
@@ -663,17 +699,16 @@ def test_a_failed_write_of_settings_leaves_everything_as_it_was(plans_file, monk
 WRITER = """
 import copy, json, sys
 from pathlib import Path
-from nnunet_nas.plans import DerivedConfiguration, add_configurations, configuration_digest, read_plans
+from nnunet_nas.plans import Plans, DerivedConfiguration, Provenance
 path, name, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-plans = read_plans(path)
-digest = configuration_digest(plans, "2d")
-architecture = plans["configurations"]["2d"]["architecture"]
+plans = Plans.read(path)
+provenance = Provenance("xtiny", plans.digest("2d"), {})
+architecture = plans.configurations["2d"]["architecture"]
 sys.stdout.write("ready\\n")
 sys.stdout.flush()
 sys.stdin.readline()
 for number in range(count):
-    item = DerivedConfiguration(f"{name}{number}", "2d", {"architecture": architecture}, {"base_digest": digest})
-    add_configurations(path, [item], base_digests={"2d": digest})
+    plans.add([DerivedConfiguration(f"{name}{number}", "2d", architecture, provenance)])
 """
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nnunet_nas.errors import DataProblem, UsageError
 from nnunet_nas.methods import settings_class, with_settings
-from nnunet_nas.plans import read_plans, resolve_configuration, write_settings
+from nnunet_nas.plans import Plans
 from nnunet_nas.settings import (
     checked_values,
     parse_assignments,
@@ -180,8 +180,9 @@ def test_what_is_written_to_plans_is_read_back(cls, data):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "p.json"
         path.write_text(json.dumps({"plans_name": "p", "configurations": {"2d": {}}}))
-        write_settings(path, "2d", cls.method, values)
-        found = read_settings(cls, resolve_configuration(read_plans(path), "2d"))
+        with Plans.edited(path) as plans:
+            plans.set("2d", cls.method, values)
+        found = read_settings(cls, Plans.read(path).resolve("2d"))
     assert found == cls(**values)
     assert all(type(getattr(found, key)) is type(value) for key, value in values.items())
 

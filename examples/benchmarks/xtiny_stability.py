@@ -62,7 +62,7 @@ def main() -> None:
 
 def image_values(job: TinyJob) -> np.ndarray:
     """Sensitivity of every image, (seeds, candidates, images)."""
-    scorer = job.scorer()
+    scorer = job.scorer
     scorer.curves(job.candidates, job.settings.seeds)
     return np.array(
         [

@@ -11,23 +11,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nnunet_nas.cli.common import add_dataset_arguments, add_plans_arguments, quiet_output
+from nnunet_nas.cli.common import add_dataset_arguments, add_plans_arguments, add_to_plans, quiet_output
 from nnunet_nas.commands import train_and_predict
-from nnunet_nas.environment import dataset_number, find_preprocessed_dataset
+from nnunet_nas.environment import find_preprocessed_dataset
 from nnunet_nas.errors import DataProblem
-from nnunet_nas.files import read_json
-from nnunet_nas.plans import (
-    DerivedConfiguration,
-    add_configurations,
-    configuration_digest,
-    plans_path,
-    provenance,
-    read_plans,
-    resolve_configuration,
-)
+from nnunet_nas.plans import Plans, Provenance
 
 SUMMARY = "add a configuration with an encoder of image classification"
 _ENCODERS = ("vgg16", "resnet50", "mobilenetv3_large", "efficientnetv2_s", "efficientnetv2_m")
@@ -49,30 +41,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Builds the network once, adds the configuration, and prints the next commands."""
-    dataset = find_preprocessed_dataset(args.d)
-    path = plans_path(dataset, args.p)
-    plans = read_plans(path)
-    configuration = resolve_configuration(plans, args.c)
+    plans = Plans.of(find_preprocessed_dataset(args.d), args.p)
+    configuration = plans.resolve(args.c)
     if args.weights is not None and not args.weights.is_file():
         raise DataProblem(f"-weights {args.weights} is not a file: give the encoder's state dictionary")
     with quiet_output():
-        from nnunet_nas.architecture import NetworkSpec, build_network, network_spec
+        from nnunet_nas.architecture import derive, network_spec
         from nnunet_nas.encoders.network import halvings
 
         architecture = _architecture(configuration, args.m, args.weights, halvings(configuration["patch_size"]))
-        dataset_json = read_json(dataset / "dataset.json", "run nnUNetv2_plan_and_preprocess for this data set again")
-        base = network_spec(plans, args.c, dataset_json)
-        spec = NetworkSpec(architecture, base.input_channels, base.output_channels, base.patch_size, base.batch_size)
-        # With weights, so that a file that does not fit is noticed here.
-        build_network(spec)
-    digest = configuration_digest(plans, args.c)
-    settings = {"encoder": args.m, "weights": architecture["arch_kwargs"]["weights"]}
-    record = provenance(method="encoder", base_digest=digest, settings=settings, seeds=[])
-    derived = DerivedConfiguration(f"{args.c}_{args.m}", args.c, {"architecture": architecture}, record)
-    added = add_configurations(path, [derived], base_digests={args.c: digest}, output=args.o, overwrite=args.overwrite)
-    where = args.o or args.p
-    print(f"{derived.name}: {'added to' if added else 'already in'} plans {where} of {dataset.name}")
-    for command in train_and_predict(dataset_number(dataset.name), derived.name, plans=where):
+        spec = replace(network_spec(plans, args.c), architecture=architecture)
+        settings = {"encoder": args.m, "weights": architecture["arch_kwargs"]["weights"]}
+        provenance = Provenance("encoder", plans.digest(args.c), settings)
+        derived = derive(f"{args.c}_{args.m}", args.c, spec, provenance, weights=True)
+    where = add_to_plans(args, plans, derived)
+    for command in train_and_predict(plans.number, derived.name, plans=where):
         print(f"next: {command}", file=sys.stderr)
     return 0
 

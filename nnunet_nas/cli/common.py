@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from nnunet_nas.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
     import torch
+
+    from nnunet_nas.plans import DerivedConfiguration, Plans
 
 
 def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +28,21 @@ def add_plans_arguments(parser: argparse.ArgumentParser) -> None:
     """Where a derived configuration goes: `-o` and `--overwrite`."""
     parser.add_argument("-o", metavar="NAME", help="write separate plans NAME, not into those of -p")
     parser.add_argument("--overwrite", action="store_true", help="replace a configuration of that name, if not trained")
+
+
+def add_to_plans(args: argparse.Namespace, plans: Plans, derived: DerivedConfiguration) -> str:
+    """Adds a configuration where `-p` and `-o` say, and prints so, or with `--json` what was added.
+
+    Returns:
+        the identifier of those plans.
+    """
+    added = plans.add([derived], output=args.o, overwrite=args.overwrite)
+    where = str(args.o or args.p)
+    if getattr(args, "json", False):
+        print(json.dumps({"configuration": derived.name, "plans": where, **derived.entry()}, indent=4))
+    else:
+        print(f"{derived.name}: {'added to' if added else 'already in'} plans {where} of {plans.path.parent.name}")
+    return where
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 from nnunet_nas.cli.common import add_dataset_arguments
 from nnunet_nas.environment import find_preprocessed_dataset
 from nnunet_nas.errors import DataProblem
-from nnunet_nas.plans import plans_path, read_plans, resolve_configuration
+from nnunet_nas.plans import Plans
 
 SUMMARY = "draw a searched cell or topology"
 
@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draws and prints the file's name."""
-    plans = read_plans(plans_path(find_preprocessed_dataset(args.d), args.p))
-    kwargs = resolve_configuration(plans, args.c).get("architecture", {}).get("arch_kwargs", {})
+    plans = Plans.of(find_preprocessed_dataset(args.d), args.p)
+    kwargs = plans.resolve(args.c).get("architecture", {}).get("arch_kwargs", {})
     path = Path(f"{args.c}.png") if args.o is None else args.o
     if "topology" in kwargs:
         from nnunet_nas.dints.drawing import draw_topology

@@ -14,16 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_nas import commands
 from nnunet_nas.cli.common import add_dataset_arguments, format_table, quiet_output
-from nnunet_nas.environment import dataset_number, find_preprocessed_dataset
+from nnunet_nas.environment import find_preprocessed_dataset
 from nnunet_nas.errors import DataProblem
-from nnunet_nas.files import read_json
 from nnunet_nas.methods import result_trainer
-from nnunet_nas.plans import plans_path, read_plans, resolve_configuration, staleness
+from nnunet_nas.plans import Plans
 
 if TYPE_CHECKING:
     from nnunet_nas.complexity import Complexity
@@ -50,35 +48,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Counts and prints."""
-    dataset = find_preprocessed_dataset(args.d)
-    plans = read_plans(plans_path(dataset, args.p))
-    names = args.c or list(plans["configurations"])
+    plans = Plans.of(find_preprocessed_dataset(args.d), args.p)
+    names = args.c or list(plans.configurations)
     for name in names:
-        resolve_configuration(plans, name)
+        plans.resolve(name)
     with quiet_output():
-        rows, problems = _count(plans, names, dataset, every_one_asked_for=args.c is not None)
+        rows, problems = _count(plans, names, every_one_asked_for=args.c is not None)
     if args.json:
-        print(json.dumps({"dataset": dataset.name, "plans": args.p, "configurations": rows}, indent=4))
+        print(json.dumps({"dataset": plans.path.parent.name, "plans": args.p, "configurations": rows}, indent=4))
     else:
         print(format_table(_HEADER, [_cells(row) for row in rows]))
     for problem in problems:
         print(problem, file=sys.stderr)
     if rows and not args.json:
         last = rows[-1]["configuration"]
-        trainer = result_trainer((plans["configurations"][last].get("nas") or {}).get("method"))
-        train = commands.train(dataset_number(dataset.name), last, plans=args.p, trainer=trainer)
+        trainer = result_trainer(plans.method(last))
+        train = commands.train(plans.number, last, plans=args.p, trainer=trainer)
         print(f"next: {train}", file=sys.stderr)
     return 0
 
 
-def _count(
-    plans: dict[str, Any], names: list[str], dataset: Path, *, every_one_asked_for: bool
-) -> tuple[list[dict[str, Any]], list[str]]:
+def _count(plans: Plans, names: list[str], *, every_one_asked_for: bool) -> tuple[list[dict[str, Any]], list[str]]:
     """Costs of each configuration; one that cannot be built is an error only if it was asked for by name."""
     from nnunet_nas.architecture import network_spec
     from nnunet_nas.complexity import complexity_of
 
-    dataset_json = read_json(dataset / "dataset.json", "run nnUNetv2_plan_and_preprocess for this data set again")
+    dataset_json = plans.dataset_json  # before the loop: its absence is no fault of one configuration
     rows, problems = [], []
     for name in names:
         try:
@@ -89,7 +84,7 @@ def _count(
                 raise
             problems.append(f"{name} is left out: {error}")
             continue
-        stale = staleness(plans, name)
+        stale = plans.staleness(name)
         if stale:
             problems.append(f"{name} is stale: {stale}")
     return rows, problems

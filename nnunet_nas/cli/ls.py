@@ -29,7 +29,7 @@ from nnunet_nas.environment import (
 from nnunet_nas.errors import DataProblem, NasError
 from nnunet_nas.files import read_json
 from nnunet_nas.methods import result_trainer
-from nnunet_nas.plans import read_plans, resolve_configuration, staleness
+from nnunet_nas.plans import Plans
 
 SUMMARY = "list preprocessed data sets, plans and configurations"
 
@@ -90,14 +90,13 @@ def _describe_plans(path: Path) -> dict[str, Any] | None:
         content = read_json(path, "restore it, or plan again with nnUNetv2_plan_experiment")
         if not isinstance(content, dict) or "configurations" not in content:
             return None
-        plans = read_plans(path)
+        plans = Plans.checked(content, path)
     except NasError as error:
         return {**description, "problem": str(error)}
-    names = list(plans["configurations"])
-    return {**description, "configurations": [_describe_configuration(plans, name, path) for name in names]}
+    return {**description, "configurations": [_describe_configuration(plans, name) for name in plans.configurations]}
 
 
-def _describe_configuration(plans: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+def _describe_configuration(plans: Plans, name: str) -> dict[str, Any]:
     description: dict[str, Any] = {
         "name": name,
         "base": None,
@@ -110,21 +109,20 @@ def _describe_configuration(plans: dict[str, Any], name: str, path: Path) -> dic
         "features_per_stage": None,
     }
     try:
-        own = plans["configurations"][name]
-        description["base"] = own.get("inherits_from")
-        description["method"] = own.get("nas", {}).get("method")
-        description["stale"] = staleness(plans, name)
-        configuration = resolve_configuration(plans, name)
-        description["preprocessed"] = (path.parent / configuration["data_identifier"]).is_dir()
+        description["base"] = plans.configurations[name].get("inherits_from")
+        description["method"] = plans.method(name)
+        description["stale"] = plans.staleness(name)
+        configuration = plans.resolve(name)
+        description["preprocessed"] = (plans.path.parent / configuration["data_identifier"]).is_dir()
         description["patch_size"] = configuration["patch_size"]
         description["batch_size"] = configuration["batch_size"]
         # A network without this keyword is fine for nnU-Net, so it is no problem here.
         description["features_per_stage"] = configuration["architecture"]["arch_kwargs"].get("features_per_stage")
     except NasError as error:
-        description["problem"] = f"{path}: {error}"
+        description["problem"] = f"{plans.path}: {error}"
     except (KeyError, TypeError, AttributeError) as error:
         detail = f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)
-        description["problem"] = f"{path}: configuration {name} is not one of nnU-Net v2 ({detail}): plan again"
+        description["problem"] = f"{plans.path}: configuration {name} is not one of nnU-Net v2 ({detail}): plan again"
     return description
 
 

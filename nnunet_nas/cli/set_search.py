@@ -14,14 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
 from nnunet_nas import commands
 from nnunet_nas.cli.common import add_dataset_arguments, format_table
-from nnunet_nas.environment import dataset_number, find_preprocessed_dataset
+from nnunet_nas.environment import find_preprocessed_dataset
 from nnunet_nas.methods import METHODS, retrofit_trainer, retrofitted, settings_class, with_settings
-from nnunet_nas.plans import plans_path, read_plans, resolve_configuration, write_settings
+from nnunet_nas.plans import Plans
 from nnunet_nas.settings import checked_values, overrides, parse_assignments, settings_table
 
 SUMMARY = "show or change the settings of a search"
@@ -40,16 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes what was given, then shows all, or what was changed."""
-    dataset = find_preprocessed_dataset(args.d)
-    path, cls = plans_path(dataset, args.p), settings_class(args.m)
-    standing = overrides(resolve_configuration(read_plans(path), args.c), args.m)
-    values, removed = parse_assignments(cls, args.assignments, standing)
-    # Before anything is written, so that a broken entry of an earlier hand is named and not mixed with a new one.
-    checked_values(cls, {key: value for key, value in standing.items() if key not in {*values, *removed}})
-    if args.assignments:
-        write_settings(path, args.c, args.m, values, removed)
-    plans = read_plans(path)
-    rows = settings_table(cls, resolve_configuration(plans, args.c), _owner(plans, args.c))
+    path, cls = find_preprocessed_dataset(args.d) / f"{args.p}.json", settings_class(args.m)
+    with Plans.edited(path) if args.assignments else nullcontext(Plans.read(path)) as plans:
+        standing = overrides(plans.resolve(args.c), args.m)
+        values, removed = parse_assignments(cls, args.assignments, standing)
+        # Before anything is set, so that a broken entry of an earlier hand is named and not mixed with a new one.
+        checked_values(cls, {key: value for key, value in standing.items() if key not in {*values, *removed}})
+        if args.assignments:
+            plans.set(args.c, args.m, values, removed)
+    owner = next((name for name in plans.ancestry(args.c) if "nas_settings" in plans.configurations[name]), args.c)
+    rows = settings_table(cls, plans.resolve(args.c), owner)
     if args.json:
         print(
             json.dumps({"configuration": args.c, "method": args.m, "settings": [asdict(row) for row in rows]}, indent=4)
@@ -62,28 +63,16 @@ def run(args: argparse.Namespace) -> int:
     for key in sorted(set(removed) - {row.key for row in rows}):
         print(f"{key} was no setting of {args.m} and is taken out", file=sys.stderr)
     print("next: export nnUNet_extTrainer=$(nnunet_nas ext_path)", file=sys.stderr)
-    print(f"next: {_train_command(plans, args, dataset_number(dataset.name))}", file=sys.stderr)
+    print(f"next: {_train_command(plans, args)}", file=sys.stderr)
     return 0
 
 
-def _owner(plans: dict[str, Any], name: str) -> str:
-    """The configuration whose entry holds the settings in force: itself, or the nearest that it inherits from."""
-    current: str | None = name
-    while current is not None:
-        entry = plans["configurations"][current]
-        if "nas_settings" in entry:
-            return current
-        current = entry.get("inherits_from")
-    return name
-
-
-def _train_command(plans: dict[str, Any], args: argparse.Namespace, number: int) -> str:
+def _train_command(plans: Plans, args: argparse.Namespace) -> str:
     """The training that the settings are for; the retrofit trains a configuration that has modules, or will have."""
     configuration, trainer = args.c, METHODS[args.m].trainer_name
-    record = plans["configurations"][args.c].get("nas") or {}
-    if trainer == retrofit_trainer() and record.get("method") not in retrofitted():
+    if trainer == retrofit_trainer() and plans.method(args.c) not in retrofitted():
         configuration += METHODS["iac_lth"].suffix
-    return commands.train(number, configuration, plans=args.p, trainer=trainer)
+    return commands.train(plans.number, configuration, plans=args.p, trainer=trainer)
 
 
 def _text(value: Any) -> str:

@@ -12,10 +12,9 @@ from nnunet_nas.errors import DataProblem
 from nnunet_nas.transfer import Found, planned_features
 
 
-def refit(found: Found, base: dict[str, Any], spec: NetworkSpec) -> tuple[dict[str, Any], list[str]]:
+def refit(found: Found, target: NetworkSpec) -> tuple[dict[str, Any], list[str]]:
     """Levels of the target; an operation that a level's kernel makes equal to a convolution becomes that."""
-    del spec
-    kwargs, source = import_arguments(base), found.architecture["arch_kwargs"]
+    kwargs, source = import_arguments(target.architecture), found.architecture["arch_kwargs"]
     topology, first_level = Topology.from_json(source["topology"]), int(source["first_level"])
     stages = first_level + topology.levels
     if stages > int(kwargs["n_stages"]):
@@ -23,7 +22,7 @@ def refit(found: Found, base: dict[str, Any], spec: NetworkSpec) -> tuple[dict[s
             f"{found.name} needs {stages} stages ({topology.levels} levels from stage {first_level} on), the target "
             f"has {kwargs['n_stages']}: search with fewer levels (num_levels), or choose another target configuration"
         )
-    features = level_features(planned_features(base), stages, found.record["settings"].get("features"))
+    features = level_features(planned_features(target), stages, found.record["settings"].get("features"))
     dimensions = len(source["kernel_sizes"][0])
     levels = make_levels(features, kwargs["kernel_sizes"][:stages], kwargs["strides"][:stages], dimensions)
     changed = 0
@@ -37,4 +36,4 @@ def refit(found: Found, base: dict[str, Any], spec: NetworkSpec) -> tuple[dict[s
         layers.append(refitted)
     notes = [f"{changed} operations became plain convolutions, which the kernels make them equal to"] if changed else []
     content = Topology(topology.levels, tuple(layers)).to_json()
-    return topology_architecture(base, content, features, first_level), notes
+    return topology_architecture(target.architecture, content, features, first_level), notes

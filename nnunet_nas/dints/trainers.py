@@ -12,7 +12,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import autocast, nn
 
-from nnunet_nas.architecture import NetworkSpec, build_without_weights
+from nnunet_nas.architecture import NetworkSpec, build_without_weights, derive
 from nnunet_nas.complexity import MIB, kept_mib
 from nnunet_nas.dints.decoding import discretisation_gap
 from nnunet_nas.dints.drawing import draw_progress, draw_topology
@@ -27,7 +27,7 @@ from nnunet_nas.dints.supernet import DiNTSSupernet
 from nnunet_nas.distributed import broadcast
 from nnunet_nas.errors import DataProblem, EnvironmentProblem
 from nnunet_nas.files import replace_file
-from nnunet_nas.plans import DerivedConfiguration, provenance
+from nnunet_nas.plans import DerivedConfiguration
 from nnunet_nas.search import BilevelSearchTrainer
 from nnunet_nas.settings import read_settings
 
@@ -342,40 +342,25 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         """Writes topology and drawing; one configuration, trained by nnU-Net's own trainer."""
         found = self.select(within_budget=self.has_hard_budget)
         content = found.topology.to_json()
+        spec = replace(self.base_spec(), architecture=self.space.network(content))
         folder, name = Path(self.output_folder), self.result_name()
         replace_file(folder / TOPOLOGY, json.dumps(content, indent=4).encode())
         draw_topology(found.topology, folder / "topology.png", first_level=self.space.first_level, title=name)
-        counted = self._counted_mib(content)
+        counted = _counted_mib(spec)
         price = f", at {found.price:.3g} nats per MiB to meet the budget" if found.price else ""
         self.print_to_log_file(
             f"Topology: {int(found.decoded.selected.sum())} edges, predicted training memory {found.mib:.1f} MiB of "
             f"{self.budget_mib:.1f} MiB{price}; counted on the built network: {counted:.1f} MiB"
         )
-        record = provenance(
-            method=self.settings.method,
-            base_digest=self.base_digest,
-            settings=vars(self.settings),
-            seeds=[self.settings.seed],
-            fold=self.fold,
-        )
-        record["search_folder"] = f"{Path(self.output_folder_base).name}/fold_{self.fold}"
-        record["training_mib"] = {"predicted": round(found.mib, 3), "counted": round(counted, 3)}
-        return [
-            DerivedConfiguration(name, self.configuration_name, {"architecture": self.space.network(content)}, record)
-        ]
+        provenance = self.provenance(training_mib={"predicted": round(found.mib, 3), "counted": round(counted, 3)})
+        return [derive(name, self.configuration_name, spec, provenance)]
 
-    def _counted_mib(self, topology: dict[str, Any]) -> float:
-        """MiB that autograd keeps when the found network is trained as planned, counted without arithmetic."""
-        spec = NetworkSpec(
-            self.space.network(topology),
-            self.num_input_channels,
-            self.label_manager.num_segmentation_heads,
-            tuple(self.configuration_manager.patch_size),
-            self.planned_batch_size,
-        )
-        network = build_without_weights(spec, deep_supervision=True)
-        image = torch.empty(self.planned_batch_size, spec.input_channels, *spec.patch_size, device="meta")
-        return kept_mib(lambda: network(image), list(network.parameters()))
+
+def _counted_mib(spec: NetworkSpec) -> float:
+    """MiB that autograd keeps when a network is trained as planned, counted without arithmetic."""
+    network = build_without_weights(spec, deep_supervision=True)
+    image = torch.empty(spec.batch_size, spec.input_channels, *spec.patch_size, device="meta")
+    return kept_mib(lambda: network(image), list(network.parameters()))
 
 
 def _supernet(space: Space, settings: DiNTSSettings, input_channels: int, num_classes: int) -> DiNTSSupernet:

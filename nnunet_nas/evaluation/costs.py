@@ -14,7 +14,7 @@ from nnunet_nas.architecture import NetworkSpec, build_network, network_spec
 from nnunet_nas.complexity import Complexity, complexity_of
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.evaluation.summaries import Model
-from nnunet_nas.plans import read_plans
+from nnunet_nas.plans import Plans
 
 REPEATS = 7
 _WARM_UP = 2
@@ -50,7 +50,7 @@ def cost_of(model: Model) -> Cost:
         missing = "no plans.json" if model.home is None else "no folder named after a configuration"
         return Cost(None, None, f"the costs of {model.name} are unknown: {missing} beside its results")
     try:
-        spec = network_spec(read_plans(model.home / "plans.json"), model.configuration, model.dataset_json)
+        spec = network_spec(Plans.read(model.home / "plans.json"), model.configuration, model.dataset_json)
         return Cost(spec, complexity_of(spec))
     except DataProblem as error:
         return Cost(None, None, f"the costs of {model.name} are unknown: {error}")

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_nas.errors import DataProblem
+from nnunet_nas.plans import wrapped
 
 INPUT_NODES = 2
 NODES = 6
@@ -101,6 +102,25 @@ def discretise(probabilities: NDArray[np.float64], weights: NDArray[np.float64])
             operation = OPERATIONS[int(np.argmax(probabilities[rows][source]))]
             kept.append(Edge(source, node, operation))
     return Genotype(tuple(kept))
+
+
+def cells_architecture(
+    backbone: dict[str, Any], genotype: Genotype, *, widths: list[int], norm: str, residual: bool
+) -> dict[str, Any]:
+    """The plans' `architecture` of cells in the skips of a backbone.
+
+    Args:
+        backbone: `architecture` of the configuration below.
+        genotype: of all cells.
+        widths: channels of the cells, per skip.
+        norm: see `CellSettings`.
+        residual: whether a cell is added to its skip.
+
+    Raises:
+        DataProblem: the backbone has something in its skips itself.
+    """
+    cells = {"genotype": genotype.to_json(), "widths": widths, "norm": norm, "residual": residual}
+    return wrapped(backbone, "nnunet_nas.iac.network.IACUNet", cells=cells)
 
 
 def _edges(content: Any) -> Iterator[Edge]:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import Any
 
 from nnunet_nas.architecture import NetworkSpec, build_without_weights
-from nnunet_nas.errors import DataProblem
 from nnunet_nas.iac.cell import cell_width
-from nnunet_nas.iac.genotype import Genotype
+from nnunet_nas.iac.genotype import Genotype, cells_architecture
 from nnunet_nas.skips.unet import require_skips
 from nnunet_nas.transfer import Found
 
 
-def refit(found: Found, base: dict[str, Any], spec: NetworkSpec) -> tuple[dict[str, Any], list[str]]:
+def refit(found: Found, target: NetworkSpec) -> tuple[dict[str, Any], list[str]]:
     """The genotype, with widths by the rule of the search for the target's skips."""
     cells, settings = found.architecture["arch_kwargs"]["cells"], found.record["settings"]
-    network: Any = build_without_weights(spec)
-    name = base["network_class_name"]
-    if "cells" in base["arch_kwargs"]:
-        raise DataProblem(f"{name} has cells in its skips already: choose the configuration below it")
-    require_skips(network, name)
+    network: Any = build_without_weights(target)
+    require_skips(network, target.architecture["network_class_name"])
     widths = [
         cell_width(
             int(channels),
@@ -30,8 +25,11 @@ def refit(found: Found, base: dict[str, Any], spec: NetworkSpec) -> tuple[dict[s
         )
         for channels in network.encoder.output_channels[: len(network.decoder.stages)]
     ]
-    architecture = deepcopy(base)
-    genotype = Genotype.from_json(cells["genotype"]).to_json()
-    architecture["arch_kwargs"] |= {"backbone": name, "cells": {**cells, "genotype": genotype, "widths": widths}}
-    architecture["network_class_name"] = "nnunet_nas.iac.network.IACUNet"
+    architecture = cells_architecture(
+        target.architecture,
+        Genotype.from_json(cells["genotype"]),
+        widths=widths,
+        norm=cells.get("norm", "backbone"),
+        residual=cells.get("residual", False),
+    )
     return architecture, [f"cells are {', '.join(map(str, widths))} channels wide"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,18 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnunet_nas.architecture import derive
 from nnunet_nas.distributed import broadcast
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.files import replace_file
 from nnunet_nas.iac.drawing import draw_cell, draw_progress
-from nnunet_nas.iac.genotype import EDGES, OPERATIONS, Genotype, discretise
+from nnunet_nas.iac.genotype import EDGES, OPERATIONS, Genotype, cells_architecture, discretise
 from nnunet_nas.iac.history import CellHistory, expected_end
 from nnunet_nas.iac.pruning import StabilityPruning
 from nnunet_nas.iac.relaxation import cosine_power
 from nnunet_nas.iac.settings import CellSettings, IACLTHSettings, IACSettings
 from nnunet_nas.iac.supernet import IACSupernet
-from nnunet_nas.plans import DerivedConfiguration, provenance
+from nnunet_nas.plans import DerivedConfiguration
 from nnunet_nas.search import BilevelSearchTrainer, SearchTrainer, to_bytes
 from nnunet_nas.settings import read_settings
 from nnunet_nas.skips.backbone import Backbone, BackboneAddress, load_backbone_checkpoint
@@ -216,25 +217,21 @@ class CellSearchTrainer(SearchTrainer):
         """Writes the genotype and its drawing; two configurations: the paper's cell, and the cell added to the skip."""
         genotype = self.genotype()
         self._write_genotype(genotype)
-        record = provenance(
-            method=self.settings.method,
-            base_digest=self.base_digest,
-            settings=vars(self.settings),
-            seeds=[self.settings.seed],
-            fold=self.fold,
+        provenance = self.provenance(
             checkpoint=self.backbone.address(),
+            backbone_trainer=self.backbone.trainer,
+            backbone_digest=self.backbone.digest(),
+            epochs=len(self.history),
         )
-        record["backbone_trainer"] = self.backbone.trainer
-        record["backbone_digest"] = self.backbone.digest()
-        record["search_folder"] = f"{Path(self.output_folder_base).name}/fold_{self.fold}"
-        record["epochs"] = len(self.history)
-        name = self.result_name()
-        return [
-            DerivedConfiguration(name, self.configuration_name, self._changes(genotype, residual=False), record),
-            DerivedConfiguration(
-                f"{name}_residual", self.configuration_name, self._changes(genotype, residual=True), record
-            ),
-        ]
+        base = self.base_spec()
+        results = []
+        for suffix, residual in (("", False), ("_residual", True)):
+            architecture = cells_architecture(
+                base.architecture, genotype, widths=self.network.widths(), norm=self.settings.norm, residual=residual
+            )
+            spec = replace(base, architecture=architecture)
+            results.append(derive(self.result_name() + suffix, self.configuration_name, spec, provenance))
+        return results
 
     def _write_genotype(self, genotype: Genotype) -> None:
         folder = Path(self.output_folder)
@@ -247,20 +244,6 @@ class CellSearchTrainer(SearchTrainer):
                 f"WARNING: {share:.0%} of the cell's edges only copy or pool, a known collapse of such searches: the "
                 f"cell has little to learn with. Try another seed, or a longer warm-up (warmup_epochs)."
             )
-
-    def _changes(self, genotype: Genotype, *, residual: bool) -> dict[str, Any]:
-        architecture = deepcopy(self.configuration_manager.configuration["architecture"])
-        architecture["arch_kwargs"].update(
-            backbone=architecture["network_class_name"],
-            cells={
-                "genotype": genotype.to_json(),
-                "widths": self.network.widths(),
-                "norm": self.settings.norm,
-                "residual": residual,
-            },
-        )
-        architecture["network_class_name"] = "nnunet_nas.iac.network.IACUNet"
-        return {"architecture": architecture}
 
 
 class nnUNetTrainerIACSearch(BilevelSearchTrainer, CellSearchTrainer):

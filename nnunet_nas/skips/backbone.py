@@ -15,7 +15,7 @@ from nnunet_nas.commands import STOCK_TRAINER
 from nnunet_nas.environment import dataset_number, folder_from_environment
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.methods import trainers
-from nnunet_nas.plans import configuration_digest
+from nnunet_nas.plans import Plans
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,8 @@ def find_checkpoint(address: BackboneAddress) -> tuple[Path, str | None]:
     if "/" in address.checkpoint:
         path = Path(address.checkpoint).expanduser()
         if not path.is_file():
-            raise DataProblem(f"backbone_checkpoint={address.checkpoint} is no file: correct it with set_search")
+            correct = commands.set_search("METHOD", "backbone_checkpoint=FILE")
+            raise DataProblem(f"backbone_checkpoint={address.checkpoint} is no file: correct it with {correct}")
         return path, None
     folder = folder_from_environment("nnUNet_results") / address.dataset
     suffix = f"__{address.plans}__{address.configuration}"
@@ -153,7 +154,7 @@ def _require_same_plans(path: Path, trained: Any, address: BackboneAddress, plan
     name = trained.get("configuration")
     if name != address.configuration:
         raise DataProblem(f"{path} was trained for configuration {name}, not {address.configuration}")
-    if configuration_digest(trained["plans"], name) != configuration_digest(plans, name):
+    if Plans(trained["plans"]).digest(name) != Plans(plans).digest(name):
         raise DataProblem(
             f"{path} was trained with another version of configuration {name} (planned again since?): restore the "
             f"plans it was trained with, or train it again: {address.train_command()}"

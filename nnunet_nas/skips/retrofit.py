@@ -19,7 +19,7 @@ from nnunet_nas import commands
 from nnunet_nas.environment import folder_from_environment
 from nnunet_nas.errors import DataProblem, exit_with_one_line
 from nnunet_nas.methods import METHODS, retrofitted
-from nnunet_nas.plans import resolve_configuration, staleness
+from nnunet_nas.plans import Plans
 from nnunet_nas.search import ConfiguredTrainer
 from nnunet_nas.settings import read_settings
 from nnunet_nas.skips.backbone import BackboneAddress, load_backbone_checkpoint
@@ -41,8 +41,8 @@ class nnUNetTrainerIACRetrofit(ConfiguredTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ) -> None:
         with exit_with_one_line():
-            self.settings = read_settings(IACRetrofitSettings, resolve_configuration(plans, configuration))
-            self.record = _searched(plans, configuration)
+            self.settings = read_settings(IACRetrofitSettings, Plans(plans).resolve(configuration))
+            self.record = _searched(Plans(plans), configuration)
             super().__init__(plans, configuration, fold, dataset_json, device)
         self.follow_settings()
         self.initial_lr = self.settings.initial_lr
@@ -148,25 +148,20 @@ class nnUNetTrainerIACRetrofit(ConfiguredTrainer):
         self.inherit_mirroring(self.inference_allowed_mirroring_axes)
 
 
-def _searched(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+def _searched(plans: Plans, configuration: str) -> dict[str, Any]:
     """The provenance of a searched configuration.
 
     Raises:
         DataProblem: the configuration has no cells, or its base has changed since.
     """
-    record: dict[str, Any] = plans["configurations"].get(configuration, {}).get("nas") or {}
-    methods = retrofitted()
-    if record.get("method") not in methods:
-        fitting = [
-            name for name, entry in plans["configurations"].items() if entry.get("nas", {}).get("method") in methods
-        ]
+    fitting = [name for name in plans.configurations if plans.method(name) in retrofitted()]
+    if configuration not in fitting:
         raise DataProblem(
             f"configuration {configuration} has no searched cells; search them with -tr "
             f"{METHODS['iac_lth'].trainer_name}, or choose one of: {', '.join(fitting) or 'none yet'}"
         )
-    stale = staleness(plans, configuration)
-    if stale:
-        raise DataProblem(f"configuration {configuration} is stale, {stale}: restore the plans, or search again")
+    plans.require_fresh(configuration)
+    record: dict[str, Any] = plans.configurations[configuration]["nas"]
     return record
 
 

@@ -9,30 +9,20 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from nnunet_nas.architecture import build_without_weights, network_spec
+from nnunet_nas.architecture import build_without_weights, derive, network_spec
 from nnunet_nas.commands import DEFAULT_PLANS
 from nnunet_nas.complexity import complexity_of
 from nnunet_nas.data import PatchSource, draw_cases, list_cases
 from nnunet_nas.errors import DataProblem, UsageError
-from nnunet_nas.files import locked, read_json, require_writable
-from nnunet_nas.plans import (
-    DerivedConfiguration,
-    add_configurations,
-    check_configurations,
-    configuration_digest,
-    package_versions,
-    plans_path,
-    provenance,
-    read_plans,
-    resolve_configuration,
-    staleness,
-)
+from nnunet_nas.files import locked, require_writable
+from nnunet_nas.plans import DerivedConfiguration, Plans, Provenance, package_versions
 from nnunet_nas.xtiny.decision import decide
 from nnunet_nas.xtiny.proxies import PROXIES
 from nnunet_nas.xtiny.report import Report, write_report
@@ -99,13 +89,11 @@ class TinyJob:
         self.dataset = dataset
         self.settings = settings
         self.device = device
-        self.plans_file = plans_path(dataset, settings.plans)
-        self.plans = read_plans(self.plans_file)
-        self.configuration = resolve_configuration(self.plans, settings.configuration)
-        self.digest = configuration_digest(self.plans, settings.configuration)
-        self._require_fresh_single_stage()
-        dataset_json = read_json(dataset / "dataset.json", "run nnUNetv2_plan_and_preprocess for this data set again")
-        self.base = network_spec(self.plans, settings.configuration, dataset_json)
+        self.plans = Plans.of(dataset, settings.plans)
+        self.plans.require_fresh(settings.configuration)
+        self.configuration = self.plans.resolve(settings.configuration)
+        self._require_single_stage()
+        self.base = network_spec(self.plans, settings.configuration)
         self.candidates = candidates_of(self.base, settings.configuration)
         self._require_enough_candidates()
         self._require_sound_seeds()
@@ -133,11 +121,11 @@ class TinyJob:
         with locked(self.output_folder, timeout=0, busy=busy):
             yield
 
-    def scorer(self, progress: Callable[[int], object] = lambda steps: None) -> Scorer:
-        """The scorer of this job's images, metric and device, on the scores that are stored already.
+    @cached_property
+    def scorer(self) -> Scorer:
+        """The scorer of this job's images, metric and device, on the scores that are stored when it is first asked for.
 
-        Args:
-            progress: called with the number of steps done.
+        That is once the job is `alone`.
         """
         return Scorer(
             proxy=PROXIES[self.settings.metric],
@@ -145,12 +133,11 @@ class TinyJob:
             store=ScoreStore(self.output_folder, self._key(), read_only=self.settings.dry_run),
             device=self.device,
             batch_size=self.settings.batch_size,
-            progress=progress,
         )
 
     def steps(self) -> int:
         """How many steps `run` will report in total."""
-        return self.scorer().steps(self.candidates, self.settings.seeds)
+        return self.scorer.steps(self.candidates, self.settings.seeds)
 
     def run(self, progress: Callable[[int], object] = lambda steps: None) -> Report:
         """Scores what is not known yet and decides; writes nothing but scores.
@@ -162,7 +149,7 @@ class TinyJob:
         costs = [cost.to_json() for cost in complexity]
         # A budget that not even the narrowest width satisfies is refused before scoring.
         within_budget(len(costs) - 1, costs, self.settings.budgets)
-        curves: np.ndarray = self.scorer(progress).curves(self.candidates, self.settings.seeds)
+        curves: np.ndarray = self.scorer.curves(self.candidates, self.settings.seeds, progress)
         decision = decide(
             curves,
             [candidate.features for candidate in self.candidates],
@@ -190,7 +177,8 @@ class TinyJob:
             names of the configurations that were not there yet.
         """
         selected = report.caps[report.decision.position]
-        written = add_configurations(self.plans_file, self._derived(selected), **self._plans_options())
+        derived = self._derived(selected)
+        written = self.plans.add(derived, output=self.settings.output, overwrite=self.settings.overwrite)
         write_report(report, self.output_folder)
         return written
 
@@ -226,7 +214,7 @@ class TinyJob:
             "dataset": self.dataset.name,
             "plans": self.settings.plans,
             "configuration": self.settings.configuration,
-            "base_digest": self.digest,
+            "base_digest": self.plans.digest(self.settings.configuration),
             "data_identifier": self.configuration["data_identifier"],
             "data_fingerprint": _fingerprint(self.dataset),
             "cases": self.source.cases,
@@ -239,6 +227,7 @@ class TinyJob:
     def _derived(self, selected_cap: int | None) -> list[DerivedConfiguration]:
         """All candidates but the widest, which is the base itself."""
         base = self.settings.configuration
+        digest = self.plans.digest(base)
         common = {
             "metric": self.settings.metric,
             "rule": self.settings.rule,
@@ -246,36 +235,21 @@ class TinyJob:
             "selected_cap": selected_cap,
         }
         return [
-            DerivedConfiguration(
-                name=candidate_name(base, candidate.cap),
-                base=base,
-                changes={"architecture": candidate.spec.architecture},
-                provenance=provenance(
-                    method="xtiny",
-                    base_digest=self.digest,
-                    settings={"cap": candidate.cap, **common},
-                    seeds=self.settings.seeds,
-                ),
+            derive(
+                candidate_name(base, candidate.cap),
+                base,
+                candidate.spec,
+                Provenance("xtiny", digest, {"cap": candidate.cap, **common}, self.settings.seeds),
             )
             for candidate in self.candidates[1:]
         ]
 
-    def _plans_options(self) -> dict[str, Any]:
-        return {
-            "base_digests": {self.settings.configuration: self.digest},
-            "output": self.settings.output,
-            "overwrite": self.settings.overwrite,
-        }
-
-    def _require_fresh_single_stage(self) -> None:
-        name = self.settings.configuration
-        stale = staleness(self.plans, name)
-        if stale:
-            raise DataProblem(f"configuration {name} is stale, {stale}: derive it again first")
+    def _require_single_stage(self) -> None:
         if self.configuration.get("previous_stage"):
             raise DataProblem(
-                f"{name} is a cascade's second stage and takes another network's predictions as input, which "
-                f"unlabelled images do not have: choose its single-stage base, for example -c 3d_fullres"
+                f"{self.settings.configuration} is a cascade's second stage and takes another network's "
+                f"predictions as input, which unlabelled images do not have: choose its single-stage base, for example "
+                f"-c 3d_fullres"
             )
 
     def _require_enough_candidates(self) -> None:
@@ -298,7 +272,7 @@ class TinyJob:
 
     def _require_open_door(self) -> None:
         require_writable(self.dataset)
-        check_configurations(self.plans_file, self._derived(None), **self._plans_options())
+        self.plans.check(self._derived(None), output=self.settings.output, overwrite=self.settings.overwrite)
         require_writable(self.output_folder)
 
 

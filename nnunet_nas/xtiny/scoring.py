@@ -58,8 +58,6 @@ class Scorer:
         device: where to compute.
         batch_size: patches at once; None chooses by memory. 1 is the reference: one image after the other, all threads
             on it.
-        progress: called with the number of steps done; a step is one image, or one network for proxies without
-            values per image.
     """
 
     proxy: Proxy
@@ -67,36 +65,47 @@ class Scorer:
     store: ScoreStore
     device: torch.device
     batch_size: int | None = None
-    progress: Callable[[int], object] = lambda steps: None
 
     def steps(self, candidates: Sequence[Candidate], seeds: Sequence[int]) -> int:
         """Number of steps that `progress` will be told in total."""
         return len(candidates) * len(seeds) * self._steps_of_one()
 
-    def curves(self, candidates: Sequence[Candidate], seeds: Sequence[int]) -> np.ndarray:
+    def curves(
+        self,
+        candidates: Sequence[Candidate],
+        seeds: Sequence[int],
+        progress: Callable[[int], object] = lambda steps: None,
+    ) -> np.ndarray:
         """One curve per seed, float64, (seeds, candidates), widest candidate first.
+
+        Args:
+            candidates: to score.
+            seeds: of the weights.
+            progress: called with the number of steps done; a step is one image, or one network for proxies without
+                values per image.
 
         Raises:
             DataProblem: a score is not finite.
         """
         with _full_float32():
-            return np.array(
-                [self.proxy.curve([self._values(candidate, seed) for candidate in candidates]) for seed in seeds]
-            )
+            values = [[self._values(candidate, seed, progress) for candidate in candidates] for seed in seeds]
+        return np.array([self.proxy.curve(row) for row in values])
 
     def _steps_of_one(self) -> int:
         return len(self.source.cases) if self.proxy.per_image else 1
 
-    def _values(self, candidate: Candidate, seed: int) -> dict[str, float]:
+    def _values(self, candidate: Candidate, seed: int, progress: Callable[[int], object]) -> dict[str, float]:
         """A candidate's values under one seed; only what is not stored is computed."""
         known = self.store.known(seed, candidate.cap)
         done = sum(case in known for case in self.source.cases) if self.proxy.per_image else int(bool(known))
-        self.progress(done)
+        progress(done)
         if done < self._steps_of_one():
-            self._measure(candidate, seed, known)
+            self._measure(candidate, seed, known, progress)
         return _ordered(self.store.known(seed, candidate.cap), self.source.cases, self.proxy)
 
-    def _measure(self, candidate: Candidate, seed: int, known: dict[str, float]) -> None:
+    def _measure(
+        self, candidate: Candidate, seed: int, known: dict[str, float], progress: Callable[[int], object]
+    ) -> None:
         network = prepare(build_network(candidate.spec, seed=seed), self.device)
         size = self.batch_size or default_batch_size(
             candidate.features[0], math.prod(candidate.spec.patch_size), self.device
@@ -116,7 +125,7 @@ class Scorer:
         for values in self.proxy.measure(network, scene):
             _require_finite(values, candidate.cap, seed)
             self.store.add(seed, candidate.cap, values)
-            self.progress(sum(case not in known for case in values) if self.proxy.per_image else 1)
+            progress(sum(case not in known for case in values) if self.proxy.per_image else 1)
 
 
 def _ordered(values: dict[str, float], cases: Sequence[str], proxy: Proxy) -> dict[str, float]:

@@ -9,6 +9,7 @@ import torch
 from nnunet_nas.architecture import build_network, network_spec
 from nnunet_nas.cli.main import main
 from nnunet_nas.encoders.network import ENCODERS, halvings
+from nnunet_nas.plans import Plans
 
 
 def plans(dataset):
@@ -16,7 +17,7 @@ def plans(dataset):
 
 
 def built(dataset, name, **options):
-    spec = network_spec(plans(dataset), name, json.loads((dataset / "dataset.json").read_text()))
+    spec = network_spec(Plans(plans(dataset)), name, json.loads((dataset / "dataset.json").read_text()))
     return build_network(spec, seed=0, **options), spec
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from nnunet_nas.architecture import build_network, network_spec
 from nnunet_nas.cli.main import main
-from nnunet_nas.plans import staleness
+from nnunet_nas.plans import Plans
 
 
 def plans(dataset):
@@ -22,8 +22,8 @@ def test_it_adds_a_network_that_nnunet_builds(dataset, capsys, configuration, mo
     entry = after["configurations"].pop(name)
     assert after == before
     assert (entry["inherits_from"], entry["nas"]["method"]) == (configuration, "skip")
-    assert staleness(plans(dataset), name) is None
-    spec = network_spec(plans(dataset), name, json.loads((dataset / "dataset.json").read_text()))
+    assert Plans(plans(dataset)).staleness(name) is None
+    spec = network_spec(Plans(plans(dataset)), name, json.loads((dataset / "dataset.json").read_text()))
     assert type(build_network(spec)).__name__ == "SkipModuleUNet"
     assert capsys.readouterr().err.splitlines() == [
         f"next: nnUNetv2_train 11 {name} 0",

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from nnunet_nas.cli.main import main
-from nnunet_nas.plans import configuration_digest
+from nnunet_nas.plans import Plans
 
 FLAT = {
     "data_identifier": "nnUNetPlans_2d",
@@ -29,7 +29,7 @@ def narrow(plans, base, features):
     """The entry that a search would add: same architecture, fewer features, digest of the base of today."""
     architecture = copy.deepcopy(plans["configurations"][base]["architecture"])
     architecture["arch_kwargs"]["features_per_stage"] = features
-    record = {"method": "xtiny", "base_digest": configuration_digest(plans, base)}
+    record = {"method": "xtiny", "base_digest": Plans(plans).digest(base)}
     return {"inherits_from": base, "architecture": architecture, "nas": record}
 
 

@@ -226,9 +226,9 @@ def test_a_data_set_is_found_by_name_as_well(tiny, results):
 
 
 def test_the_plans_record_where_a_width_comes_from(tiny, plans_file):
-    from nnunet_nas.plans import configuration_digest
+    from nnunet_nas.plans import Plans
 
-    digest = configuration_digest(read(plans_file), "2d")
+    digest = Plans(read(plans_file)).digest("2d")
     assert tiny("-n", 4, "-seed", 1, 2)[0] == 0
     record = read(plans_file)["configurations"]["2d_xtiny4"]["nas"]
     assert (record["method"], record["base_digest"], record["seeds"], record["fold"]) == ("xtiny", digest, [1, 2], None)
@@ -903,6 +903,7 @@ def test_the_callers_random_state_and_threads_are_not_a_matter_of_luck(tiny, res
 
 def test_regions_and_several_channels_are_read_from_dataset_json(tiny, dataset):
     from nnunet_nas.architecture import network_spec
+    from nnunet_nas.plans import Plans
 
     edit(
         dataset / "dataset.json",
@@ -910,6 +911,6 @@ def test_regions_and_several_channels_are_read_from_dataset_json(tiny, dataset):
             labels={"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}, regions_class_order=[1, 2]
         ),
     )
-    spec = network_spec(read(dataset / "nnUNetPlans.json"), "2d", copy.deepcopy(read(dataset / "dataset.json")))
+    spec = network_spec(Plans(read(dataset / "nnUNetPlans.json")), "2d", copy.deepcopy(read(dataset / "dataset.json")))
     assert spec.output_channels == 2
     assert tiny("-n", 4)[0] == 0

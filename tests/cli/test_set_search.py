@@ -185,10 +185,10 @@ print(sorted({{"torch", "nnunetv2", "matplotlib", "numpy", "scipy"}} & set(sys.m
 
 
 def test_settings_do_not_make_derived_configurations_stale(dataset):
-    from nnunet_nas.plans import configuration_digest
+    from nnunet_nas.plans import Plans
 
     main(["set_search", "-d", "11", "-c", "2d", "-m", "iac", "seed=4"])
     with_settings = plans(dataset)
     without = json.loads(json.dumps(with_settings))
     del without["configurations"]["2d"]["nas_settings"]
-    assert configuration_digest(with_settings, "2d") == configuration_digest(without, "2d")
+    assert Plans(with_settings).digest("2d") == Plans(without).digest("2d")

@@ -10,7 +10,7 @@ import torch
 
 from nnunet_nas.architecture import build_network, network_spec
 from nnunet_nas.cli.main import main
-from nnunet_nas.plans import staleness
+from nnunet_nas.plans import Plans
 
 TOPOLOGY = {
     "levels": 3,
@@ -92,10 +92,10 @@ def test_a_topology_takes_the_targets_geometry(two_datasets, capsys):
         "plans": "nnUNetPlans",
         "configuration": "3d_lowres_dints_b",
     }
-    assert staleness(plans, "3d_fullres_dints_b") is None
+    assert Plans(plans).staleness("3d_fullres_dints_b") is None
     assert output.err.splitlines()[-2] == "next: nnUNetv2_train 11 3d_fullres_dints_b 0"
     network = build_network(
-        network_spec(plans, "3d_fullres_dints_b", json.loads((two_datasets / "dataset.json").read_text()))
+        network_spec(Plans(plans), "3d_fullres_dints_b", json.loads((two_datasets / "dataset.json").read_text()))
     )
     assert type(network).__name__ == "DiNTSNet"
 
@@ -130,7 +130,7 @@ def test_cells_go_from_and_onto_classification_encoders(two_datasets, source, ta
     plans["configurations"][name] = entry
     (other / "nnUNetPlans.json").write_text(json.dumps(plans))
     assert transfer("-c", target, "-from", f"12:{name}") == 0
-    spec = network_spec(read(two_datasets), f"{target}_iac", json.loads((two_datasets / "dataset.json").read_text()))
+    spec = network_spec(Plans.of(two_datasets, "nnUNetPlans"), f"{target}_iac")
     network = build_network(spec)
     channels = network.encoder.output_channels[:-1]
     assert spec.architecture["arch_kwargs"]["cells"]["widths"] == [
@@ -152,6 +152,13 @@ def test_widths_and_topologies_do_not_fit_classification_encoders(two_datasets, 
     capsys.readouterr()
     assert transfer("-c", ENCODER, "-from", f"12:{name}") == 4
     assert "TimmUNet has no features_per_stage: choose a configuration" in capsys.readouterr().err
+
+
+def test_modules_are_not_stacked(two_datasets, capsys):
+    assert main(["add_skip", "-d", "11", "-c", "2d", "-m", "attention"]) == 0
+    capsys.readouterr()
+    assert transfer("-c", "2d_attention", "-from", "12:2d_iaclth_residual") == 4
+    assert "has modules in its skip" in capsys.readouterr().err
 
 
 def test_a_width_is_a_cap_on_the_targets_channels(two_datasets):

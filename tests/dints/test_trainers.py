@@ -26,6 +26,7 @@ from nnunet_nas.dints.history import TopologyHistory
 from nnunet_nas.dints.selection import smallest_network
 from nnunet_nas.dints.topology import Topology
 from nnunet_nas.dints.trainers import nnUNetTrainerDiNTSSearch
+from nnunet_nas.plans import Plans
 
 # A search in this process takes seconds; the fast layers keep one of each kind.
 SLOW = pytest.mark.integration
@@ -102,7 +103,7 @@ def test_a_search_ends_in_a_configuration_that_stock_nnunet_trains(searchable):
     assert entry["nas"]["training_mib"]["predicted"] <= trainer.budget_mib
     assert entry["nas"]["training_mib"]["predicted"] == pytest.approx(entry["nas"]["training_mib"]["counted"], rel=0.1)
 
-    spec = network_spec(plans, NAME, json.loads((searchable / "dataset.json").read_text()))
+    spec = network_spec(Plans(plans), NAME, json.loads((searchable / "dataset.json").read_text()))
     outputs = build_network(spec, deep_supervision=True)(torch.randn(2, 1, 32, 32))
     assert [tuple(output.shape[2:]) for output in outputs] == [(32, 32), (16, 16)]
 
@@ -446,7 +447,7 @@ def test_3d_and_residual_plans_work(searchable, configuration, plans):
     content = read_plans(searchable, plans)
     assert f"{configuration}_dints" in content["configurations"]
     dataset_json = json.loads((searchable / "dataset.json").read_text())
-    network = build_network(network_spec(content, f"{configuration}_dints", dataset_json))
+    network = build_network(network_spec(Plans(content), f"{configuration}_dints", dataset_json))
     patch = content["configurations"][configuration]["patch_size"]
     assert list(network(torch.randn(1, 1, *patch)).shape) == [1, 2, *patch]
     option = "" if plans == "nnUNetPlans" else f" -p {plans}"

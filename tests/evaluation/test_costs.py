@@ -14,6 +14,7 @@ from nnunet_nas.evaluation.costs import Cost, cost_of, seconds_per_patch
 from nnunet_nas.evaluation.report import Group
 from nnunet_nas.evaluation.summaries import Case, Model
 from nnunet_nas.evaluation.tables import COSTS, cost_text
+from nnunet_nas.plans import Plans
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_costs_are_those_of_the_plans(model, fake_preprocessed):
     plans, dataset = (
         json.loads((fake_preprocessed / name).read_text()) for name in ("nnUNetPlans.json", "dataset.json")
     )
-    spec = network_spec(plans, "2d", dataset)
+    spec = network_spec(Plans(plans), "2d", dataset)
     found = cost_of(model("2d"))
     assert found == Cost(spec, complexity_of(spec))
     assert found.to_json()["patch_size"] == [32, 32]

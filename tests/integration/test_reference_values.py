@@ -68,7 +68,7 @@ def test_scores_parameters_and_selection(reference, preprocessed):
     )
     job = TinyJob(preprocessed(reference["dataset"]), settings, torch.device("cpu"))
     assert list(job.base.patch_size) == reference["patch"]
-    scorer = job.scorer()
+    scorer = job.scorer
     curve = scorer.curves(job.candidates, settings.seeds)[0]
     report = job.run()
 
