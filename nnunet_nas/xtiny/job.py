@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from nnunet_nas.architecture import build_without_weights, derive, network_spec
 from nnunet_nas.commands import DEFAULT_PLANS
@@ -73,6 +74,7 @@ class TinyJob:
 
     Attributes:
         output_folder: where reports and scores lie, beside the plans.
+        notes: what the user should know about the way of scoring, one sentence each.
     """
 
     def __init__(self, dataset: Path, settings: TinySettings, device: torch.device) -> None:
@@ -97,6 +99,7 @@ class TinyJob:
         self.candidates = candidates_of(self.base, settings.configuration)
         self._require_enough_candidates()
         self._require_sound_seeds()
+        self.notes = _notes(build_without_weights(self.base))
         self.source = PatchSource(self._data_folder, self._cases(), self.base.patch_size)
         suffix = "" if settings.metric == "jacobian" else f"__{settings.metric}"
         name = f"{settings.output or settings.plans}__{settings.configuration}{suffix}"
@@ -167,7 +170,7 @@ class TinyJob:
             curves=curves,
             decision=decision,
             metric=self.settings.metric,
-            notes=self._notes(),
+            notes=self.notes,
         )
 
     def write(self, report: Report) -> list[str]:
@@ -191,11 +194,6 @@ class TinyJob:
                 f"nnUNetv2_plan_experiment"
             )
         return self.dataset / identifier
-
-    def _notes(self) -> list[str]:
-        if uses_batch_statistics(build_without_weights(self.base)):
-            return ["The network has batch normalisation, in which images influence each other: scored one at a time."]
-        return []
 
     def _cases(self) -> list[str]:
         known = list_cases(self._data_folder)
@@ -274,6 +272,12 @@ class TinyJob:
         require_writable(self.dataset)
         self.plans.check(self._derived(None), output=self.settings.output, overwrite=self.settings.overwrite)
         require_writable(self.output_folder)
+
+
+def _notes(network: nn.Module) -> list[str]:
+    if uses_batch_statistics(network):
+        return ["The network has batch normalisation, in which images influence each other: scored one at a time."]
+    return []
 
 
 def _fingerprint(dataset: Path) -> str:

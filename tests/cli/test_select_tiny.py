@@ -316,7 +316,7 @@ def test_another_seed_is_scored_and_the_known_one_is_not(tiny, monkeypatch):
     monkeypatch.setattr(
         Scorer,
         "_measure",
-        lambda self, candidate, seed, cases: [scored.append(seed), measure(self, candidate, seed, cases)],
+        lambda self, candidate, seed, *rest: [scored.append(seed), measure(self, candidate, seed, *rest)],
     )
     assert tiny("-cases", "case_00", "-seed", 1, 2)[0] == 0
     assert scored == [2] * len(CAPS)
