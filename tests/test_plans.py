@@ -697,8 +697,9 @@ def test_a_failed_write_of_settings_leaves_everything_as_it_was(plans_file, monk
 
 
 WRITER = """
-import copy, json, sys
+import sys
 from pathlib import Path
+import filelock
 from nnunet_nas.plans import Plans, DerivedConfiguration, Provenance
 path, name, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 plans = Plans.read(path)
