@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from nnunet_nas.complexity import complexity_of
 from nnunet_nas.data import PatchSource, draw_cases, list_cases
 from nnunet_nas.errors import DataProblem, UsageError
 from nnunet_nas.files import locked, require_writable
-from nnunet_nas.plans import DerivedConfiguration, Plans, Provenance, package_versions
+from nnunet_nas.plans import Plans, Provenance, package_versions
 from nnunet_nas.xtiny.decision import decide
 from nnunet_nas.xtiny.proxies import PROXIES
 from nnunet_nas.xtiny.report import Report, write_report
@@ -104,6 +104,12 @@ class TinyJob:
         suffix = "" if settings.metric == "jacobian" else f"__{settings.metric}"
         name = f"{settings.output or settings.plans}__{settings.configuration}{suffix}"
         self.output_folder = dataset / "nas_xtiny" / name
+        base = settings.configuration
+        # All but the widest, which is the base itself.
+        self._derived = [
+            derive(candidate_name(base, candidate.cap), base, candidate.spec, self._provenance(candidate.cap, None))
+            for candidate in self.candidates[1:]
+        ]
         if not settings.dry_run:
             self._require_open_door()
 
@@ -133,7 +139,7 @@ class TinyJob:
         return Scorer(
             proxy=PROXIES[self.settings.metric],
             source=self.source,
-            store=ScoreStore(self.output_folder, self._key(), read_only=self.settings.dry_run),
+            store=ScoreStore(self.output_folder, self._key, read_only=self.settings.dry_run),
             device=self.device,
             batch_size=self.settings.batch_size,
         )
@@ -162,7 +168,7 @@ class TinyJob:
         )
         settings = {"seeds": list(self.settings.seeds), "rule": self.settings.rule, "budgets": self.settings.budgets}
         return Report(
-            inputs={**self._key(), **settings},
+            inputs={**self._key, **settings},
             base=self.settings.configuration,
             candidates=self.candidates,
             complexity=complexity,
@@ -180,7 +186,10 @@ class TinyJob:
             names of the configurations that were not there yet.
         """
         selected = report.caps[report.decision.position]
-        derived = self._derived(selected)
+        derived = [
+            replace(item, provenance=self._provenance(cap, selected))
+            for item, cap in zip(self._derived, report.caps[1:], strict=True)
+        ]
         written = self.plans.add(derived, output=self.settings.output, overwrite=self.settings.overwrite)
         write_report(report, self.output_folder)
         return written
@@ -206,6 +215,7 @@ class TinyJob:
             number = min(DEFAULT_IMAGES, len(known))
         return draw_cases(known, None if isinstance(number, str) else number, self.settings.seeds[0])
 
+    @cached_property
     def _key(self) -> dict[str, Any]:
         """Everything that a score depends on besides seed and width."""
         return {
@@ -222,25 +232,15 @@ class TinyJob:
             "versions": package_versions(),
         }
 
-    def _derived(self, selected_cap: int | None) -> list[DerivedConfiguration]:
-        """All candidates but the widest, which is the base itself."""
-        base = self.settings.configuration
-        digest = self.plans.digest(base)
-        common = {
+    def _provenance(self, cap: int, selected_cap: int | None) -> Provenance:
+        settings = {
+            "cap": cap,
             "metric": self.settings.metric,
             "rule": self.settings.rule,
             "images": len(self.source.cases),
             "selected_cap": selected_cap,
         }
-        return [
-            derive(
-                candidate_name(base, candidate.cap),
-                base,
-                candidate.spec,
-                Provenance("xtiny", digest, {"cap": candidate.cap, **common}, self.settings.seeds),
-            )
-            for candidate in self.candidates[1:]
-        ]
+        return Provenance("xtiny", self.plans.digest(self.settings.configuration), settings, self.settings.seeds)
 
     def _require_single_stage(self) -> None:
         if self.configuration.get("previous_stage"):
@@ -270,7 +270,7 @@ class TinyJob:
 
     def _require_open_door(self) -> None:
         require_writable(self.dataset)
-        self.plans.check(self._derived(None), output=self.settings.output, overwrite=self.settings.overwrite)
+        self.plans.check(self._derived, output=self.settings.output, overwrite=self.settings.overwrite)
         require_writable(self.output_folder)
 
 
