@@ -1,16 +1,20 @@
 """The table of methods: what it names exists, and one more row is enough for one more method."""
 
+import ast
 import json
 import shutil
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
+import nnunet_nas
 from nnunet_nas.cli.main import main
+from nnunet_nas.commands import DEFAULT_PLANS, STOCK_TRAINER
 from nnunet_nas.histories import History, column
 from nnunet_nas.methods import (
     METHODS,
@@ -72,6 +76,19 @@ def test_nnunet_finds_every_trainer_where_it_is_told_to_look():
     # Pickled by the module that they are defined in: nnU-Net forgets the one that it found them in.
     assert all(getattr(sys.modules[cls.__module__], name) is cls for name, cls in found.items())
     assert not any(cls.__module__.endswith("nnunet_nas_trainers") for cls in found.values())
+
+
+def spelt_in(path):
+    """Text constants of a module, docstrings among them."""
+    tree = ast.parse(path.read_text())
+    return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+def test_names_of_trainers_and_default_plans_stand_nowhere_else():
+    package = Path(nnunet_nas.__file__).parent
+    modules = [path for path in package.rglob("*.py") if path.name not in ("methods.py", "commands.py")]
+    names = {*trainers(), STOCK_TRAINER, DEFAULT_PLANS}
+    assert {path.name: found for path in modules if (found := spelt_in(path) & names)} == {}
 
 
 @dataclass(frozen=True)
