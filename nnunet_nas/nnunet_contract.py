@@ -105,8 +105,9 @@ CONTRACT: tuple[Used, ...] = (
         "trainers read and set these",
         attributes=(
             *("_best_ema", "batch_size", "configuration_manager", "configuration_name", "current_epoch"),
-            *("dataloader_train", "dataloader_val", "device", "disable_checkpointing", "enable_deep_supervision"),
-            *("fold", "get_training_transforms", "grad_scaler", "inference_allowed_mirroring_axes", "initial_lr"),
+            *("dataloader_train", "dataloader_val", "dataset_json", "device", "disable_checkpointing"),
+            *("enable_deep_supervision", "fold", "get_training_transforms", "grad_scaler"),
+            *("inference_allowed_mirroring_axes", "initial_lr"),
             *("is_ddp", "label_manager", "local_rank", "logger", "loss", "my_init_kwargs", "network", "num_epochs"),
             *("num_input_channels", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "optimizer"),
             *("output_folder", "output_folder_base", "plans_manager", "preprocessed_dataset_folder_base"),
