@@ -20,12 +20,7 @@ from typing import Any
 
 from nnunet_nas import commands
 from nnunet_nas.cli.common import format_table
-from nnunet_nas.environment import (
-    dataset_names,
-    dataset_number,
-    find_preprocessed_dataset,
-    folder_from_environment,
-)
+from nnunet_nas.environment import dataset_names, dataset_number, find_preprocessed_dataset, folder_from_environment
 from nnunet_nas.errors import DataProblem, NasError
 from nnunet_nas.files import read_json
 from nnunet_nas.methods import result_trainer
@@ -35,6 +30,7 @@ SUMMARY = "list preprocessed data sets, plans and configurations"
 
 # What nnU-Net keeps beside the plans; the fingerprint can be large and is not worth parsing to find that out.
 _NOT_PLANS = ("dataset.json", "dataset_fingerprint.json", "splits_final.json")
+_FACTS = ("base", "method", "stale", "problem", "preprocessed", "patch_size", "batch_size", "features_per_stage")
 _HEADER = ("data set", "plans", "configuration", "base", "method", "state")
 _DETAILED_HEADER = (*_HEADER, "preprocessed", "patch size", "batch size", "features per stage")
 
@@ -52,34 +48,37 @@ def run(args: argparse.Namespace) -> int:
         folders = [root / name for name in dataset_names(root)]
     else:
         folders = [find_preprocessed_dataset(args.d)]
-    datasets = [describe_dataset(folder) for folder in folders]
+    datasets = [_describe_dataset(folder) for folder in folders]
     if args.json:
         print(json.dumps({"datasets": datasets}, indent=4))
     elif datasets:
         header = _HEADER if args.d is None else _DETAILED_HEADER
         rows = [row[: len(header)] for dataset in datasets for row in _rows(dataset)]
         print(format_table(header, rows, left=len(header)))
-    problems = _problems(datasets)
+    files = [plans for dataset in datasets for plans in dataset["plans"]]
+    entries = [(plans, entry) for plans in files for entry in plans["configurations"]]
+    problems = [item["problem"] for item in (*files, *(entry for _, entry in entries)) if item["problem"]]
     if args.d is not None and problems:
         raise DataProblem(problems[0])
     if not args.json:
         for problem in problems:
             print(f"problem: {problem}", file=sys.stderr)
-        for stale in _stale(datasets):
-            print(f"stale: {stale}", file=sys.stderr)
-        print(f"next: {_next_command(datasets, in_detail=args.d is not None)}", file=sys.stderr)
+        for plans, entry in entries:
+            if entry["stale"]:
+                reason = f"{plans['file']}: {entry['name']}: {entry['stale']}"
+                print(f"stale: {reason}; do not train it, run its search again", file=sys.stderr)
+        print(f"next: {_next_command(datasets, entries, in_detail=args.d is not None)}", file=sys.stderr)
     return 0
 
 
-def describe_dataset(folder: Path) -> dict[str, Any]:
+def _describe_dataset(folder: Path) -> dict[str, Any]:
     """One preprocessed data set as plain JSON: its plans files, each with its configurations or its problem."""
     paths = sorted(path for path in folder.glob("*.json") if path.name not in _NOT_PLANS)
-    described = [_describe_plans(path) for path in paths]
     return {
         "name": folder.name,
         "number": dataset_number(folder.name),
         "folder": str(folder),
-        "plans": [plans for plans in described if plans is not None],
+        "plans": [plans for path in paths if (plans := _describe_plans(path)) is not None],
     }
 
 
@@ -97,17 +96,7 @@ def _describe_plans(path: Path) -> dict[str, Any] | None:
 
 
 def _describe_configuration(plans: Plans, name: str) -> dict[str, Any]:
-    description: dict[str, Any] = {
-        "name": name,
-        "base": None,
-        "method": None,
-        "stale": None,
-        "problem": None,
-        "preprocessed": None,
-        "patch_size": None,
-        "batch_size": None,
-        "features_per_stage": None,
-    }
+    description: dict[str, Any] = {"name": name, **dict.fromkeys(_FACTS)}
     try:
         description["base"] = plans.configurations[name].get("inherits_from")
         description["method"] = plans.method(name)
@@ -129,32 +118,23 @@ def _describe_configuration(plans: Plans, name: str) -> dict[str, Any]:
 def _rows(dataset: dict[str, Any]) -> list[list[str]]:
     rows = []
     for plans in dataset["plans"]:
-        if plans["problem"] is not None:
-            rows.append([dataset["name"], plans["name"], "-", "-", "-", "broken", *["-"] * 4])
-        for configuration in plans["configurations"]:
-            rows.append([dataset["name"], plans["name"], *_cells(configuration)])
+        broken = {"name": "-", **dict.fromkeys(_FACTS), "problem": plans["problem"]}
+        entries = [broken] if plans["problem"] else plans["configurations"]
+        rows += [[dataset["name"], plans["name"], *_cells(entry)] for entry in entries]
     return rows or [[dataset["name"], "none", *["-"] * 8]]
 
 
-def _cells(configuration: dict[str, Any]) -> list[str]:
-    preprocessed = {True: "yes", False: "no", None: "-"}[configuration["preprocessed"]]
-    batch_size = configuration["batch_size"]
+def _cells(entry: dict[str, Any]) -> list[str]:
     return [
-        configuration["name"],
-        configuration["base"] or "-",
-        configuration["method"] or "-",
-        _state(configuration),
-        preprocessed,
-        _series(configuration["patch_size"], "x"),
-        "-" if batch_size is None else str(batch_size),
-        _series(configuration["features_per_stage"], " "),
+        entry["name"],
+        entry["base"] or "-",
+        entry["method"] or "-",
+        "broken" if entry["problem"] else "stale" if entry["stale"] else "ok",
+        {True: "yes", False: "no", None: "-"}[entry["preprocessed"]],
+        _series(entry["patch_size"], "x"),
+        _series(entry["batch_size"], " "),
+        _series(entry["features_per_stage"], " "),
     ]
-
-
-def _state(configuration: dict[str, Any]) -> str:
-    if configuration["problem"] is not None:
-        return "broken"
-    return "ok" if configuration["stale"] is None else "stale"
 
 
 def _series(value: Any, separator: str) -> str:
@@ -163,36 +143,19 @@ def _series(value: Any, separator: str) -> str:
     return separator.join(str(item) for item in value) if isinstance(value, list) else str(value)
 
 
-def _problems(datasets: list[dict[str, Any]]) -> list[str]:
-    plans = [plans for dataset in datasets for plans in dataset["plans"]]
-    broken_files = [item["problem"] for item in plans]
-    broken_configurations = [item["problem"] for entry in plans for item in entry["configurations"]]
-    return [problem for problem in [*broken_files, *broken_configurations] if problem is not None]
-
-
-def _stale(datasets: list[dict[str, Any]]) -> list[str]:
-    return [
-        f"{plans['file']}: {item['name']}: {item['stale']}; do not train it, run its search again"
-        for dataset in datasets
-        for plans in dataset["plans"]
-        for item in plans["configurations"]
-        if item["stale"] is not None
-    ]
-
-
-def _next_command(datasets: list[dict[str, Any]], *, in_detail: bool) -> str:
+def _next_command(
+    datasets: list[dict[str, Any]], entries: list[tuple[dict[str, Any], dict[str, Any]]], *, in_detail: bool
+) -> str:
     """What a user who has seen the list does next: look closer, search, or train what was found."""
     if not datasets:
         return commands.plan("DATASET")
     number = datasets[0]["number"]
     if not in_detail:
         return commands.ours("ls", number)
-    configurations = [(plans["name"], item) for plans in datasets[0]["plans"] for item in plans["configurations"]]
-    derived = [(plans, item) for plans, item in configurations if item["method"] and item["stale"] is None]
-    if derived:
-        plans, item = derived[-1]
-        return commands.train(number, item["name"], plans=plans, trainer=result_trainer(item["method"]))
-    if not configurations:
+    if not entries:
         return commands.plan(number)
-    plans, item = configurations[0]
-    return commands.ours("select_tiny", number, item["name"], plans=plans)
+    for plans, entry in reversed(entries):
+        if entry["method"] and not entry["stale"]:
+            return commands.train(number, entry["name"], plans=plans["name"], trainer=result_trainer(entry["method"]))
+    plans, entry = entries[0]
+    return commands.ours("select_tiny", number, entry["name"], plans=plans["name"])
