@@ -16,8 +16,10 @@ from nnunet_nas import commands
 from nnunet_nas.errors import DataProblem, UsageError
 from nnunet_nas.evaluation import report, summaries
 from nnunet_nas.evaluation.costs import Cost, cost_of, seconds_per_patch
+from nnunet_nas.evaluation.notes import notes_on, settings_json
 from nnunet_nas.evaluation.plots import draw_differences
-from nnunet_nas.evaluation.report import Group, Metric, PairTable, Report
+from nnunet_nas.evaluation.report import PairTable, Report
+from nnunet_nas.evaluation.rows import Group, Metric
 from nnunet_nas.evaluation.summaries import Model
 from nnunet_nas.evaluation.surface import HD95, NSD, measure_all, surface_tasks
 from nnunet_nas.evaluation.tables import cases_csv
@@ -119,7 +121,7 @@ def run(settings: CompareSettings, progress: Progress = lambda items, total, tit
         for table in report.compare_group(part, metric, seed=settings.seed)
     ]
     first = groups[0].models[0]
-    described = report.settings_json(
+    described = settings_json(
         seed=settings.seed,
         tolerance=_stated(_tolerances(first, settings.tolerance)) if "nsd" in settings.metrics else None,
         patients=settings.patients is not None,
@@ -133,7 +135,7 @@ def run(settings: CompareSettings, progress: Progress = lambda items, total, tit
         combined=report.combine(tables),
         notes=[
             *notes,
-            *report.notes_on(tables),
+            *notes_on(tables),
             *(cost.problem for found in costs for cost in found if cost.problem),
         ],
         settings=described | ({"seconds_per_patch": timed} if timed else {}),
@@ -279,6 +281,13 @@ def _with_surfaces(model: Model, cases: Sequence[str], settings: CompareSettings
 
 def _costs(group: Group, time_on: torch.device | None) -> list[Cost]:
     costs = [cost_of(model) for model in group.models]
+    for model, cost in zip(group.models, costs, strict=True):
+        other = next((run for run in model.others if cost_of(run).complexity not in (None, cost.complexity)), None)
+        if other is not None:
+            raise UsageError(
+                f"-m {model.name}: {other.name} has another network than the first run, so they are no runs of one "
+                f"model: separate different models by spaces"
+            )
     if time_on is None:
         return costs
     seconds = iter(seconds_per_patch([cost.spec for cost in costs if cost.spec is not None], time_on))

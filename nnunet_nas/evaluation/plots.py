@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnunet_nas.evaluation.intervals import Floats
-from nnunet_nas.evaluation.report import FOREGROUND, PairTable, Row
+from nnunet_nas.evaluation.report import PairTable
+from nnunet_nas.evaluation.rows import FOREGROUND, Row
 from nnunet_nas.figures import BLUE, RED, new_figure, write_figure
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nnunet_nas.evaluation.costs import Cost
-from nnunet_nas.evaluation.report import Combined, Group, PairTable, Row, letter
+from nnunet_nas.evaluation.report import Combined, PairTable, letter
+from nnunet_nas.evaluation.rows import Group, Row
 
 _SMALLEST_P = 1e-10
 

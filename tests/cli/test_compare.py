@@ -184,6 +184,9 @@ def test_runs_of_a_model_are_one_model(compare, models, nnunet_folders, fake_pre
     assert f"A  {ONE},{again}  (2 runs)" in out.splitlines()
     assert err.splitlines()[-1].startswith("next: nnUNetv2_")
     refused(compare("-d", 11, "-m", f"{ONE},{again}", again), 2, f"names {again} twice")
+    wider = "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    train(nnunet_folders, fake_preprocessed, wider, [[0.82, 0.83, 0.84, 0.85], [0.72, 0.73, 0.74]])
+    refused(compare("-d", 11, "-m", f"{ONE},{wider}", TWO), 2, f"{wider} has another network than the first run")
 
 
 def test_patients_count_once(compare, models, tmp_path):

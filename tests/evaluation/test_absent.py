@@ -9,7 +9,9 @@ import pytest
 
 from nnunet_nas.evaluation import tables as texts
 from nnunet_nas.evaluation.absent import Absent, compare_absent, completed, mcnemar
-from nnunet_nas.evaluation.report import FOREGROUND, Group, Metric, compare_group, notes_on
+from nnunet_nas.evaluation.notes import notes_on
+from nnunet_nas.evaluation.report import compare_group
+from nnunet_nas.evaluation.rows import FOREGROUND, Group, Metric
 from nnunet_nas.evaluation.summaries import read_evaluated_folder
 
 DICE = Metric("Dice", "", higher_is_better=True, margin=0.01, digits=4)

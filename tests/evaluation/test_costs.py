@@ -11,7 +11,7 @@ import torch
 from nnunet_nas.architecture import network_spec
 from nnunet_nas.complexity import complexity_of
 from nnunet_nas.evaluation.costs import Cost, cost_of, seconds_per_patch
-from nnunet_nas.evaluation.report import Group
+from nnunet_nas.evaluation.rows import Group
 from nnunet_nas.evaluation.summaries import Case, Model
 from nnunet_nas.evaluation.tables import COSTS, cost_text
 from nnunet_nas.plans import Plans

@@ -6,7 +6,8 @@ from figures import drawn_texts
 from matplotlib.image import imread
 
 from nnunet_nas.evaluation.plots import MOST_PANELS, differences_figure, draw_differences
-from nnunet_nas.evaluation.report import FOREGROUND, Group, Metric, compare_group
+from nnunet_nas.evaluation.report import compare_group
+from nnunet_nas.evaluation.rows import FOREGROUND, Group, Metric
 from nnunet_nas.evaluation.summaries import read_evaluated_folder
 
 DICE = Metric("Dice", "", higher_is_better=True, margin=0.01, digits=4)

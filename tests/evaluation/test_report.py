@@ -11,18 +11,9 @@ from nnunet_nas.errors import DataProblem
 from nnunet_nas.evaluation import tables as texts
 from nnunet_nas.evaluation.costs import Cost
 from nnunet_nas.evaluation.equivalence import Equivalence, needed_cases
-from nnunet_nas.evaluation.report import (
-    FOREGROUND,
-    Group,
-    Metric,
-    Report,
-    combine,
-    compare_group,
-    letter,
-    notes_on,
-    settings_json,
-    split_by_fold,
-)
+from nnunet_nas.evaluation.notes import notes_on, settings_json
+from nnunet_nas.evaluation.report import Report, combine, compare_group, letter, split_by_fold
+from nnunet_nas.evaluation.rows import FOREGROUND, Group, Metric
 from nnunet_nas.evaluation.summaries import read_evaluated_folder, read_trained_model
 
 DICE = Metric("Dice", "", higher_is_better=True, margin=0.01, digits=4)
