@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,60 @@ SUMMARY = "list preprocessed data sets, plans and configurations"
 
 # What nnU-Net keeps beside the plans; the fingerprint can be large and is not worth parsing to find that out.
 _NOT_PLANS = ("dataset.json", "dataset_fingerprint.json", "splits_final.json")
-_FACTS = ("base", "method", "stale", "problem", "preprocessed", "patch_size", "batch_size", "features_per_stage")
 _HEADER = ("data set", "plans", "configuration", "base", "method", "state")
 _DETAILED_HEADER = (*_HEADER, "preprocessed", "patch size", "batch size", "features per stage")
+
+
+@dataclass
+class Configuration:
+    """What is listed of a configuration; None where it does not say or cannot be read."""
+
+    name: str
+    base: str | None = None
+    method: str | None = None
+    stale: str | None = None
+    problem: str | None = None
+    preprocessed: bool | None = None
+    patch_size: list[int] | None = None
+    batch_size: int | None = None
+    features_per_stage: list[int] | None = None
+
+    @property
+    def cells(self) -> list[str]:
+        """Its part of a row."""
+        state = "broken" if self.problem else "stale" if self.stale else "ok"
+        preprocessed = {True: "yes", False: "no", None: "-"}[self.preprocessed]
+        sizes = [_series(self.patch_size, "x"), _series(self.batch_size, ""), _series(self.features_per_stage, " ")]
+        return [self.name, self.base or "-", self.method or "-", state, preprocessed, *sizes]
+
+
+@dataclass
+class PlansFile:
+    """A plans file with its configurations or its problem."""
+
+    name: str
+    file: str
+    problem: str | None = None
+    configurations: list[Configuration] = field(default_factory=list)
+
+
+@dataclass
+class DataSet:
+    """A preprocessed data set with its plans files."""
+
+    name: str
+    number: int
+    folder: str
+    plans: list[PlansFile]
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """Of the table: one for each configuration, and one for what has none."""
+        rows = []
+        for plans in self.plans:
+            listed = [Configuration("-", problem=plans.problem)] if plans.problem else plans.configurations
+            rows += [[self.name, plans.name, *item.cells] for item in listed]
+        return rows or [[self.name, "none", *["-"] * 8]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,96 +97,69 @@ def run(args: argparse.Namespace) -> int:
     """Prints the list; with -d raises the first problem that a plans file of the data set has."""
     if args.d is None:
         root = folder_from_environment("nnUNet_preprocessed")
-        folders = [root / name for name in dataset_names(root)]
+        datasets = [describe(root / name) for name in dataset_names(root)]
     else:
-        folders = [find_preprocessed_dataset(args.d)]
-    datasets = [_describe_dataset(folder) for folder in folders]
+        datasets = [describe(find_preprocessed_dataset(args.d))]
+    files = [plans for dataset in datasets for plans in dataset.plans]
+    listed = [(plans, item) for plans in files for item in plans.configurations]
+    items: list[PlansFile | Configuration] = [*files, *(item for _, item in listed)]
+    problems = [item.problem for item in items if item.problem]
     if args.json:
-        print(json.dumps({"datasets": datasets}, indent=4))
+        print(json.dumps({"datasets": [asdict(dataset) for dataset in datasets]}, indent=4))
     elif datasets:
         header = _HEADER if args.d is None else _DETAILED_HEADER
-        rows = [row[: len(header)] for dataset in datasets for row in _rows(dataset)]
+        rows = [row[: len(header)] for dataset in datasets for row in dataset.rows]
         print(format_table(header, rows, left=len(header)))
-    files = [plans for dataset in datasets for plans in dataset["plans"]]
-    entries = [(plans, entry) for plans in files for entry in plans["configurations"]]
-    problems = [item["problem"] for item in (*files, *(entry for _, entry in entries)) if item["problem"]]
     if args.d is not None and problems:
         raise DataProblem(problems[0])
     if not args.json:
         for problem in problems:
             print(f"problem: {problem}", file=sys.stderr)
-        for plans, entry in entries:
-            if entry["stale"]:
-                reason = f"{plans['file']}: {entry['name']}: {entry['stale']}"
-                print(f"stale: {reason}; do not train it, run its search again", file=sys.stderr)
-        print(f"next: {_next_command(datasets, entries, in_detail=args.d is not None)}", file=sys.stderr)
+        for plans, item in listed:
+            if item.stale:
+                advice = "do not train it, run its search again"
+                print(f"stale: {plans.file}: {item.name}: {item.stale}; {advice}", file=sys.stderr)
+        print(f"next: {_next_command(datasets, listed, in_detail=args.d is not None)}", file=sys.stderr)
     return 0
 
 
-def _describe_dataset(folder: Path) -> dict[str, Any]:
-    """One preprocessed data set as plain JSON: its plans files, each with its configurations or its problem."""
-    paths = sorted(path for path in folder.glob("*.json") if path.name not in _NOT_PLANS)
-    return {
-        "name": folder.name,
-        "number": dataset_number(folder.name),
-        "folder": str(folder),
-        "plans": [plans for path in paths if (plans := _describe_plans(path)) is not None],
-    }
+def describe(folder: Path) -> DataSet:
+    """One preprocessed data set."""
+    found = (_plans_file(path) for path in sorted(folder.glob("*.json")) if path.name not in _NOT_PLANS)
+    return DataSet(folder.name, dataset_number(folder.name), str(folder), [plans for plans in found if plans])
 
 
-def _describe_plans(path: Path) -> dict[str, Any] | None:
+def _plans_file(path: Path) -> PlansFile | None:
     """A plans file, or None if it is JSON of another kind. What cannot be parsed may have been plans: it is shown."""
-    description: dict[str, Any] = {"name": path.stem, "file": str(path), "problem": None, "configurations": []}
+    described = PlansFile(path.stem, str(path))
     try:
         content = read_json(path, "restore it, or plan again with nnUNetv2_plan_experiment")
         if not isinstance(content, dict) or "configurations" not in content:
             return None
         plans = Plans.checked(content, path)
+        described.configurations = [_configuration(plans, name) for name in plans.configurations]
     except NasError as error:
-        return {**description, "problem": str(error)}
-    return {**description, "configurations": [_describe_configuration(plans, name) for name in plans.configurations]}
+        described.problem = str(error)
+    return described
 
 
-def _describe_configuration(plans: Plans, name: str) -> dict[str, Any]:
-    description: dict[str, Any] = {"name": name, **dict.fromkeys(_FACTS)}
+def _configuration(plans: Plans, name: str) -> Configuration:
+    described = Configuration(name)
     try:
-        description["base"] = plans.configurations[name].get("inherits_from")
-        description["method"] = plans.method(name)
-        description["stale"] = plans.staleness(name)
-        configuration = plans.resolve(name)
-        description["preprocessed"] = (plans.path.parent / configuration["data_identifier"]).is_dir()
-        description["patch_size"] = configuration["patch_size"]
-        description["batch_size"] = configuration["batch_size"]
+        described.base = plans.configurations[name].get("inherits_from")
+        described.method = plans.method(name)
+        described.stale = plans.staleness(name)
+        resolved = plans.resolve(name)
+        described.preprocessed = (plans.path.parent / resolved["data_identifier"]).is_dir()
+        described.patch_size, described.batch_size = resolved["patch_size"], resolved["batch_size"]
         # A network without this keyword is fine for nnU-Net, so it is no problem here.
-        description["features_per_stage"] = configuration["architecture"]["arch_kwargs"].get("features_per_stage")
+        described.features_per_stage = resolved["architecture"]["arch_kwargs"].get("features_per_stage")
     except NasError as error:
-        description["problem"] = f"{plans.path}: {error}"
+        described.problem = f"{plans.path}: {error}"
     except (KeyError, TypeError, AttributeError) as error:
         detail = f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)
-        description["problem"] = f"{plans.path}: configuration {name} is not one of nnU-Net v2 ({detail}): plan again"
-    return description
-
-
-def _rows(dataset: dict[str, Any]) -> list[list[str]]:
-    rows = []
-    for plans in dataset["plans"]:
-        broken = {"name": "-", **dict.fromkeys(_FACTS), "problem": plans["problem"]}
-        entries = [broken] if plans["problem"] else plans["configurations"]
-        rows += [[dataset["name"], plans["name"], *_cells(entry)] for entry in entries]
-    return rows or [[dataset["name"], "none", *["-"] * 8]]
-
-
-def _cells(entry: dict[str, Any]) -> list[str]:
-    return [
-        entry["name"],
-        entry["base"] or "-",
-        entry["method"] or "-",
-        "broken" if entry["problem"] else "stale" if entry["stale"] else "ok",
-        {True: "yes", False: "no", None: "-"}[entry["preprocessed"]],
-        _series(entry["patch_size"], "x"),
-        _series(entry["batch_size"], " "),
-        _series(entry["features_per_stage"], " "),
-    ]
+        described.problem = f"{plans.path}: configuration {name} is not one of nnU-Net v2 ({detail}): plan again"
+    return described
 
 
 def _series(value: Any, separator: str) -> str:
@@ -143,19 +168,17 @@ def _series(value: Any, separator: str) -> str:
     return separator.join(str(item) for item in value) if isinstance(value, list) else str(value)
 
 
-def _next_command(
-    datasets: list[dict[str, Any]], entries: list[tuple[dict[str, Any], dict[str, Any]]], *, in_detail: bool
-) -> str:
+def _next_command(datasets: list[DataSet], listed: list[tuple[PlansFile, Configuration]], *, in_detail: bool) -> str:
     """What a user who has seen the list does next: look closer, search, or train what was found."""
     if not datasets:
         return commands.plan("DATASET")
-    number = datasets[0]["number"]
+    number = datasets[0].number
     if not in_detail:
         return commands.ours("ls", number)
-    if not entries:
+    if not listed:
         return commands.plan(number)
-    for plans, entry in reversed(entries):
-        if entry["method"] and not entry["stale"]:
-            return commands.train(number, entry["name"], plans=plans["name"], trainer=result_trainer(entry["method"]))
-    plans, entry = entries[0]
-    return commands.ours("select_tiny", number, entry["name"], plans=plans["name"])
+    for plans, item in reversed(listed):
+        if item.method and not item.stale:
+            return commands.train(number, item.name, plans=plans.name, trainer=result_trainer(item.method))
+    plans, item = listed[0]
+    return commands.ours("select_tiny", number, item.name, plans=plans.name)
