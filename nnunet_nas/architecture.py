@@ -10,13 +10,11 @@ import contextlib
 import copy
 import io
 import pydoc
-import random
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -25,6 +23,7 @@ from torch import nn
 
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.plans import DerivedConfiguration, Plans, Provenance
+from nnunet_nas.randomness import seed_everything
 
 # What nnU-Net and the networks that plans can name raise for arguments that do not fit, or classes that do not import.
 NETWORK_ERRORS = (
@@ -85,19 +84,24 @@ def network_spec(plans: Plans, name: str, dataset_json: dict[str, Any] | None = 
             manager = ConfigurationManager(configuration)
             heads = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
         inputs = determine_num_input_channels(plans_manager, manager, dataset_json)
-        architecture = manager.configuration["architecture"]
-        return NetworkSpec(
-            architecture={key: copy.deepcopy(architecture[key]) for key in _ARCHITECTURE_KEYS},
-            input_channels=int(inputs),
-            output_channels=int(heads),
-            patch_size=tuple(int(size) for size in manager.patch_size),
-            batch_size=int(manager.batch_size),
-        )
+        return spec_of(manager, inputs, heads)
     except NETWORK_ERRORS as error:
         raise DataProblem(
             f"configuration {name} has no network that nnU-Net could build ({one_line(error)}): "
             f"plan the data set again with nnUNetv2_plan_experiment, or correct dataset.json"
         ) from error
+
+
+def spec_of(manager: ConfigurationManager, input_channels: int, output_channels: int) -> NetworkSpec:
+    """What nnU-Net would build for a configuration that it has read."""
+    architecture = manager.configuration["architecture"]
+    return NetworkSpec(
+        architecture={key: copy.deepcopy(architecture[key]) for key in _ARCHITECTURE_KEYS},
+        input_channels=int(input_channels),
+        output_channels=int(output_channels),
+        patch_size=tuple(int(size) for size in manager.patch_size),
+        batch_size=int(manager.batch_size),
+    )
 
 
 def build_network(
@@ -115,9 +119,7 @@ def build_network(
         DataProblem: nnU-Net cannot build it (for instance norm groups that do not divide a narrow width).
     """
     if seed is not None:
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
+        seed_everything(seed)
     try:
         with _without_chatter():
             return get_network_from_plans(

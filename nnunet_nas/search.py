@@ -1,113 +1,49 @@
 """What every search in nnU-Net's training loop shares, whatever it searches.
 
 A search is an `nnUNetTrainer` that ends in plans configurations instead of a model. This module holds its life:
-settings from the plans, seeds, one atomic checkpoint per epoch that holds everything, exact resume with `--c`, several
-GPUs, refusals, and the write into the plans. What is searched, and when it is over, is a subclass's.
+settings from the plans, seeds, one atomic checkpoint per epoch, several GPUs, refusals, and the write into the plans;
+what a checkpoint holds is in `search_state`. What is searched, and when it is over, is a subclass's.
 """
 
 from __future__ import annotations
 
-import io
-import json
+import contextlib
 import math
-import pickle
-import random
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import time
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import autocast, nn
 
 from nnunet_nas import commands
-from nnunet_nas.architecture import NetworkSpec, network_spec
+from nnunet_nas.architecture import NetworkSpec, network_spec, spec_of
 from nnunet_nas.distributed import average_gradients
-from nnunet_nas.environment import dataset_number
 from nnunet_nas.errors import DataProblem, UsageError, exit_with_one_line
-from nnunet_nas.files import read_json, replace_file
-from nnunet_nas.histories import HISTORY, History
+from nnunet_nas.files import read_json
+from nnunet_nas.histories import HISTORY
 from nnunet_nas.methods import METHODS, result_trainer
 from nnunet_nas.plans import DerivedConfiguration, Plans, Provenance
+from nnunet_nas.randomness import restore_random_states, seed_everything
+from nnunet_nas.search_state import ResumableTrainer
 from nnunet_nas.settings import read_settings
 
-_STATE_LAYOUT = 1
 _MAXIMUM_NORM = 12.0
 
 
-def to_bytes(state: dict[str, Any]) -> bytes:
-    """What torch would write into a file."""
-    content = io.BytesIO()
-    torch.save(state, content)
-    return content.getvalue()
-
-
-class ConfiguredTrainer(nnUNetTrainer):
-    """Trains as long as settings in the plans say, and augments as the backbone's training did, or not at all.
-
-    A backbone that never saw mirrored images (`nnUNetTrainer_..._NoMirroring`) must not be mirrored now: left and right
-    may differ. A setting switches augmentation off the way nnU-Net's own `nnUNetTrainerNoDA` does.
-
-    Attributes:
-        settings: of the method.
-    """
-
-    settings: Any
-    _inherits_mirroring = False
-
-    def follow_settings(self) -> None:
-        """Once nnU-Net's own constructor is through."""
-        self.num_epochs = self.settings.num_epochs
-        self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
-        self.num_val_iterations_per_epoch = self.settings.num_val_iterations_per_epoch
-        # With two stages nnU-Net's weights of the deep supervision levels are 0/0.
-        self.enable_deep_supervision = self.configuration_manager.network_arch_init_kwargs.get("n_stages", 3) > 2
-        if not self.settings.augmentation:
-            self.get_training_transforms = nnUNetTrainerNoDA.get_training_transforms
-
-    def inherit_mirroring(self, axes: tuple[int, ...] | None) -> None:
-        """Mirrors along the spatial axes that the backbone's training mirrored, and none beside them."""
-        self._inherits_mirroring, self._inherited_axes = True, axes
-
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, Any]:
-        """nnU-Net's choice with the backbone's mirroring; without augmentation no mirroring and no margin."""
-        rotation, dummy_2d, patch_size, mirror_axes = (
-            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        )
-        if self._inherits_mirroring:
-            mirror_axes = self._inherited_axes
-        if not self.settings.augmentation:
-            mirror_axes, patch_size = None, self.configuration_manager.patch_size
-        self.inference_allowed_mirroring_axes = mirror_axes
-        return rotation, dummy_2d, patch_size, mirror_axes
-
-    @abstractmethod
-    def checkpoint(self) -> dict[str, Any]:
-        """What is kept."""
-
-    def save_checkpoint(self, filename: str) -> None:
-        """Writes atomically: a kill leaves the old file or the new one."""
-        if self.local_rank != 0 or self.disable_checkpointing:
-            return
-        replace_file(Path(filename), to_bytes(self.checkpoint()))
-
-
-class SearchTrainer(ConfiguredTrainer):
+class SearchTrainer(ResumableTrainer):
     """The life of a search; see the module."""
 
     settings_class: ClassVar[type[Any]]
     is_ddp: bool
     plans: Plans
-    base_digest: str
-    history: History
     _drawn_epochs: int
     _added: bool
     _next_drawing: float
-    _resumed_from: dict[str, Any] | None
 
     def __init__(
         self,
@@ -130,7 +66,7 @@ class SearchTrainer(ConfiguredTrainer):
         path = Path(self.preprocessed_dataset_folder_base) / f"{self.plans_manager.plans_name}.json"
         self.plans = Plans(self.plans_manager.plans, path)
         self.base_digest = self.plans.digest(configuration)
-        self._resumed_from = None
+        self._parallel = bool(self.is_ddp)
         self._added = False
         self._drawn_epochs = 0
         self._next_drawing = 0.0
@@ -173,14 +109,6 @@ class SearchTrainer(ConfiguredTrainer):
         """The picture of the history."""
 
     @abstractmethod
-    def search_state(self) -> dict[str, Any]:
-        """The method's own part of a checkpoint beside its history: tensors, numbers, strings, lists, dictionaries."""
-
-    @abstractmethod
-    def load_search_state(self, state: dict[str, Any]) -> None:
-        """Restores what `search_state` gave."""
-
-    @abstractmethod
     def results(self) -> list[DerivedConfiguration]:
         """The configurations that a finished search adds to the plans; other result files are written before."""
 
@@ -216,37 +144,51 @@ class SearchTrainer(ConfiguredTrainer):
             trainer=result_trainer(self.settings.method),
         )
 
-    def set_search(self, *assignments: str) -> str:
-        """The command that changes settings of this search."""
-        return commands.set_search(
-            self.settings.method,
-            *assignments,
-            dataset=self.dataset_number(),
-            configuration=self.configuration_name,
-            plans=self.plans_manager.plans_name,
-        )
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The supernet; nnU-Net looks for the name `plans_manager` to see that it is called in this way."""
+        del plans_manager
+        spec = spec_of(configuration_manager, num_input_channels, num_output_channels)
+        network = cls.supernet(spec, read_settings(cls.settings_class, configuration_manager.configuration))
+        network.decoder.deep_supervision = enable_deep_supervision
+        return network
+
+    @classmethod
+    @abstractmethod
+    def supernet(cls, spec: NetworkSpec, settings: Any) -> Any:
+        """The network of all candidates, for a configuration that nnU-Net would build by `spec`."""
 
     def initialize(self) -> None:
         """nnU-Net's initialisation without its DistributedDataParallel; see `distributed`."""
         with exit_with_one_line():
-            self._seed_everything(self.settings.seed)
-            self._parallel = bool(self.is_ddp)
-            self.is_ddp = False
-            try:
+            seed_everything(self.settings.seed)
+            with self._pretend(is_ddp=False):
                 super().initialize()
-            finally:
-                self.is_ddp = self._parallel
             self.prepare()
 
+    @contextlib.contextmanager
+    def _pretend(self, *, is_ddp: bool) -> Iterator[None]:
+        """Parallel or not, whatever is true: nnU-Net asks `is_ddp` before it wraps, but also before it shares work."""
+        before, self.is_ddp = self.is_ddp, is_ddp
+        try:
+            yield
+        finally:
+            self.is_ddp = before
+
     def _set_batch_size_and_oversample(self) -> None:
-        self.is_ddp = self._parallel
-        super()._set_batch_size_and_oversample()
-        self.is_ddp = False
+        with self._pretend(is_ddp=self._parallel):
+            super()._set_batch_size_and_oversample()
 
     def _build_loss(self) -> nn.Module:
-        self.is_ddp = self._parallel
-        loss: nn.Module = super()._build_loss()
-        self.is_ddp = False
+        with self._pretend(is_ddp=self._parallel):
+            loss: nn.Module = super()._build_loss()
         return loss
 
     def _do_i_compile(self) -> bool:
@@ -263,19 +205,16 @@ class SearchTrainer(ConfiguredTrainer):
     def run_training(self) -> None:
         """The search: epochs until it is over, then its result goes into the plans."""
         with exit_with_one_line():
-            if self._resumed_from is None:
+            if self.resumed_from is None:
                 self._require_untouched()
-            if self._resumed_from is None or not self.finished:
+            if self.resumed_from is None or not self.finished:
                 self._search()
             self.on_train_end()
 
     def _search(self) -> None:
         self.on_train_start()
         self._log_what_is_seen()
-        if self._resumed_from is None:
-            self._seed_everything(self.settings.seed + self.local_rank)
-        else:
-            self._restore_random_states(self._resumed_from["random"])
+        self._start_random_numbers()
         while not self.finished:
             self.on_epoch_start()
             self.on_train_epoch_start()
@@ -285,6 +224,15 @@ class SearchTrainer(ConfiguredTrainer):
                 steps = range(self.num_val_iterations_per_epoch)
                 self.on_validation_epoch_end([self.validation_step(next(self.dataloader_val)) for _ in steps])
             self.on_epoch_end()
+
+    def _start_random_numbers(self) -> None:
+        """Different ones in every process. Only the first one's are kept, which the others must not repeat."""
+        if self.resumed_from is None:
+            seed_everything(self.settings.seed + self.local_rank)
+        elif self.local_rank == 0:
+            restore_random_states(self.resumed_from["random"])
+        else:
+            seed_everything(self.settings.seed + self.local_rank + 1000 * self.current_epoch)
 
     def _training_batches(self) -> Any:
         return (next(self.dataloader_train) for _ in range(self.num_iterations_per_epoch))
@@ -408,57 +356,6 @@ class SearchTrainer(ConfiguredTrainer):
         for command in self.next_steps():
             self.print_to_log_file("next:", command, add_timestamp=False)
 
-    def checkpoint(self) -> dict[str, Any]:
-        """Everything that a restart needs."""
-        history = {name: torch.from_numpy(array) for name, array in self.history.arrays().items()}
-        return {
-            "layout": _STATE_LAYOUT,
-            "trainer_name": type(self).__name__,
-            "base_digest": self.base_digest,
-            "settings": json.dumps(vars(self.settings)),
-            "current_epoch": self.current_epoch,
-            "logging": json.dumps(self.logger.get_checkpoint(), default=float),
-            "grad_scaler": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
-            "random": self._random_states(),
-            "search": {**self.search_state(), "history": history},
-        }
-
-    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        """Restores a search exactly (nnU-Net calls it for `--c` and `--val`)."""
-        with exit_with_one_line():
-            state = filename_or_checkpoint
-            if isinstance(state, str):
-                state = _read_state(Path(state))
-            self._require_same_search(state)
-            if not self.was_initialized:
-                self.initialize()
-            self.load_search_state(state["search"])
-            arrays = {name: tensor.numpy() for name, tensor in state["search"]["history"].items()}
-            self.history = type(self.history).from_arrays(arrays)
-            self.current_epoch = state["current_epoch"]
-            self.logger.load_checkpoint(json.loads(state["logging"]))
-            if self.grad_scaler is not None and state["grad_scaler"] is not None:
-                self.grad_scaler.load_state_dict(state["grad_scaler"])
-            self._resumed_from = state
-
-    def _require_same_search(self, state: dict[str, Any]) -> None:
-        folder = self.output_folder
-        if state.get("layout") != _STATE_LAYOUT or state.get("trainer_name") != type(self).__name__:
-            raise DataProblem(f"the checkpoint in {folder} is not one of this search: move the folder away")
-        if state["base_digest"] != self.base_digest:
-            raise DataProblem(
-                f"configuration {self.configuration_name} has changed since the search in {folder} began: restore the "
-                f"plans, or move that folder away and search again"
-            )
-        before, now = json.loads(state["settings"]), json.loads(json.dumps(vars(self.settings)))
-        keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-        changed = [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys]
-        if changed:
-            raise DataProblem(
-                f"settings have changed since the search in {folder} began ({', '.join(changed)}): set them back with "
-                f"{self.set_search()}, or move that folder away and search again"
-            )
-
     def _require_untouched(self) -> None:
         """A new search must not cost the user an old one, nor end at a name that is taken."""
         for name in ("checkpoint_latest.pth", "checkpoint_final.pth"):
@@ -474,10 +371,6 @@ class SearchTrainer(ConfiguredTrainer):
                 f"or remove it there"
             )
 
-    def dataset_number(self) -> int:
-        """The data set's number, for commands that are printed."""
-        return dataset_number(self.plans_manager.dataset_name)
-
     def _log_what_is_seen(self) -> None:
         """Says whose validation cases the search trains on, because folds share the network that it finds."""
         path = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
@@ -491,40 +384,6 @@ class SearchTrainer(ConfiguredTrainer):
             f"This search sees the training cases of fold {self.fold} only. Among them are validation cases of folds "
             f"{', '.join(shared) or 'none'}: there the result was chosen with knowledge of what it is validated on."
         )
-
-    def _seed_everything(self, seed: int) -> None:
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
-
-    def _random_states(self) -> dict[str, Any]:
-        _, keys, position, has_gauss, gauss = np.random.get_state()
-        version, internal, gauss_next = random.getstate()
-        return {
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "numpy": {
-                "keys": torch.from_numpy(np.asarray(keys).astype(np.int64)),
-                "position": int(position),
-                "has_gauss": int(has_gauss),
-                "gauss": float(gauss),
-            },
-            "python": [version, list(internal), gauss_next],
-        }
-
-    def _restore_random_states(self, states: dict[str, Any]) -> None:
-        if self.local_rank != 0:
-            # Only the first process writes checkpoints; the others must not repeat its random numbers.
-            self._seed_everything(self.settings.seed + self.local_rank + 1000 * self.current_epoch)
-            return
-        torch.set_rng_state(states["torch"])
-        if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(states["cuda"])
-        numpy = states["numpy"]
-        keys = numpy["keys"].numpy().astype(np.uint32)
-        np.random.set_state(("MT19937", keys, numpy["position"], numpy["has_gauss"], numpy["gauss"]))
-        version, internal, gauss_next = states["python"]
-        random.setstate((version, tuple(internal), gauss_next))
 
 
 class BilevelSearchTrainer(SearchTrainer):
@@ -562,13 +421,3 @@ class BilevelSearchTrainer(SearchTrainer):
             )
         order = np.random.RandomState(self.settings.seed).permutation(sorted(training))
         return [str(case) for case in sorted(order[half::2])], validation
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise DataProblem(
-            f"{path} is not a checkpoint of a search ({type(error).__name__}): remove it to start the search anew"
-        ) from error
-    return state

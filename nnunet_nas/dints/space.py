@@ -29,13 +29,12 @@ class Space:
         architecture: the plans' `arch_kwargs`, as they stand there.
     """
 
-    def __init__(self, configuration: dict[str, Any], settings: DiNTSSettings) -> None:
-        """Checks that the stages suffice.
+    def __init__(self, architecture: dict[str, Any], settings: DiNTSSettings) -> None:
+        """Checks that the stages of a configuration's `architecture` suffice.
 
         Raises:
             DataProblem: they do not, or the configuration has dropout or no stages.
         """
-        architecture = configuration["architecture"]
         kwargs = import_arguments(architecture)
         missing = [key for key in ("n_stages", "features_per_stage", "kernel_sizes", "strides") if key not in kwargs]
         if missing:

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import autocast, nn
+from torch import autocast
 
 from nnunet_nas.architecture import NetworkSpec, build_without_weights, derive
 from nnunet_nas.complexity import MIB, kept_mib
@@ -29,7 +28,6 @@ from nnunet_nas.errors import DataProblem, EnvironmentProblem
 from nnunet_nas.files import replace_file
 from nnunet_nas.plans import DerivedConfiguration
 from nnunet_nas.search import BilevelSearchTrainer
-from nnunet_nas.settings import read_settings
 
 TOPOLOGY = "topology.json"
 # Of the paper's 21k iterations 1k are warm-up and 11k train network weights only.
@@ -76,20 +74,11 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         if self.settings.search_batch_size is not None:
             self.configuration_manager.configuration["batch_size"] = self.settings.search_batch_size
 
-    @staticmethod
-    def build_network_architecture(
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> nn.Module:
-        """The supernet of a configuration."""
-        del plans_manager
-        settings = read_settings(DiNTSSettings, configuration_manager.configuration)
-        space = Space(configuration_manager.configuration, settings)
-        network = _supernet(space, settings, num_input_channels, num_output_channels)
-        network.decoder.deep_supervision = enable_deep_supervision
+    @classmethod
+    def supernet(cls, spec: NetworkSpec, settings: DiNTSSettings) -> DiNTSSupernet:
+        """All candidates, with the architecture that the seed of the settings draws."""
+        space = Space(spec.architecture, settings)
+        network = _supernet(space, settings, spec.input_channels, spec.output_channels)
         network.apply(network.initialize)
         network.draw_architecture(torch.Generator().manual_seed(settings.seed))
         return network
@@ -98,7 +87,7 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         """nnU-Net's, for the stages that the search has."""
         if not self.enable_deep_supervision:
             return None
-        space = Space(self.configuration_manager.configuration, self.settings)
+        space = Space(self.configuration_manager.configuration["architecture"], self.settings)
         strides = np.array([level.stride for level in space.levels])
         scales: list[list[float]] = (1 / np.cumprod(strides, axis=0))[:-1].tolist()
         return scales
@@ -109,7 +98,7 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         Raises:
             BudgetProblem: below the smallest feasible network.
         """
-        self.space = Space(self.configuration_manager.configuration, self.settings)
+        self.space = Space(self.configuration_manager.configuration["architecture"], self.settings)
         self.space.require_divisible(self.configuration_manager.patch_size)
         self._require_device_memory()
         self.memory: MemoryModel = measure_memory(

@@ -10,11 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import nn
 
-from nnunet_nas.architecture import derive
+from nnunet_nas.architecture import NetworkSpec, build_network, derive
 from nnunet_nas.distributed import broadcast
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.files import replace_file
@@ -26,10 +23,10 @@ from nnunet_nas.iac.relaxation import cosine_power
 from nnunet_nas.iac.settings import CellSettings, IACLTHSettings, IACSettings
 from nnunet_nas.iac.supernet import IACSupernet
 from nnunet_nas.plans import DerivedConfiguration
-from nnunet_nas.search import BilevelSearchTrainer, SearchTrainer, to_bytes
-from nnunet_nas.settings import read_settings
+from nnunet_nas.search import BilevelSearchTrainer, SearchTrainer
 from nnunet_nas.skips.backbone import Backbone, BackboneAddress, load_backbone_checkpoint
 from nnunet_nas.skips.unet import SkipUNet, load_backbone, require_skips
+from nnunet_nas.trainer import to_bytes
 
 THETA_0 = "theta_0.pth"
 GENOTYPE = "genotype.json"
@@ -44,19 +41,20 @@ class CellSearchTrainer(SearchTrainer):
     history: CellHistory
 
     @classmethod
-    def build_network_architecture(
-        cls,
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> nn.Module:
-        """The supernet of a configuration."""
-        backbone = nnUNetTrainer.build_network_architecture(
-            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
-        )
-        return _supernet(backbone, read_settings(cls.settings_class, configuration_manager.configuration))
+    def supernet(cls, spec: NetworkSpec, settings: CellSettings) -> IACSupernet:
+        """The configuration's own network with relaxed cells in its skips.
+
+        Raises:
+            DataProblem: there is something in its skips already, or it has none.
+        """
+        backbone = build_network(spec, deep_supervision=True)
+        name = type(backbone).__name__
+        if isinstance(backbone, SkipUNet):
+            raise DataProblem(
+                f"{name} has modules in its skip connections already: search on the configuration below it"
+            )
+        require_skips(backbone, name)
+        return IACSupernet(backbone, settings)
 
     def prepare(self) -> None:
         """Puts the fold's trained backbone into the supernet, freezes it, and keeps the initial cell weights."""
@@ -317,11 +315,3 @@ class nnUNetTrainerIACLTHSearch(CellSearchTrainer):
         """Restores the search with its thresholds."""
         super().load_search_state(state)
         self.pruning = StabilityPruning.from_json(json.loads(state["pruning"]))
-
-
-def _supernet(backbone: nn.Module, settings: CellSettings) -> IACSupernet:
-    name = type(backbone).__name__
-    if isinstance(backbone, SkipUNet):
-        raise DataProblem(f"{name} has modules in its skip connections already: search on the configuration below it")
-    require_skips(backbone, name)
-    return IACSupernet(backbone, settings)

@@ -7,11 +7,9 @@ environment variable.
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch._dynamo import OptimizedModule
 
@@ -20,11 +18,12 @@ from nnunet_nas.environment import folder_from_environment
 from nnunet_nas.errors import DataProblem, exit_with_one_line
 from nnunet_nas.methods import METHODS, retrofitted
 from nnunet_nas.plans import Plans
-from nnunet_nas.search import ConfiguredTrainer
+from nnunet_nas.randomness import seed_everything
 from nnunet_nas.settings import read_settings
 from nnunet_nas.skips.backbone import BackboneAddress, load_backbone_checkpoint
 from nnunet_nas.skips.settings import IACRetrofitSettings
 from nnunet_nas.skips.unet import SkipUNet, load_backbone
+from nnunet_nas.trainer import ConfiguredTrainer
 
 _FRESH = commands.set_search(IACRetrofitSettings.method, "init=random")
 
@@ -50,9 +49,7 @@ class nnUNetTrainerIACRetrofit(ConfiguredTrainer):
 
     def initialize(self) -> None:
         """nnU-Net's initialisation with fresh weights by the seed of the settings."""
-        random.seed(self.settings.seed)
-        np.random.seed(self.settings.seed % 2**32)
-        torch.manual_seed(self.settings.seed)
+        seed_everything(self.settings.seed)
         with exit_with_one_line():
             super().initialize()
 

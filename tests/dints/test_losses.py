@@ -47,7 +47,7 @@ def test_the_largest_memory_by_hand_in_three_readings():
         logits, alpha = uniform()
         return paper_terms(logits + edges, alpha, MODEL, 0.0, maximum).memory.item()
 
-    # Every edge in 8 of 15 patterns. Per layer operations cost 4, 8, 4 and 0 on average, 8, 16, 8 and 0 together, and the
+    # Every edge in 8 of 15 patterns. Per layer operations cost 4, 8, 4 and 0 on average, 8, 16, 8 and 0 together, the
     # most expensive ones 8, 12, 6 and 0.
     assert ratio("code") == pytest.approx(8 / 15)
     assert ratio("printed") == pytest.approx(8 / 15 * 16 / 32)

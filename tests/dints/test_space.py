@@ -17,7 +17,7 @@ KERNELS = [[1, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3]]
 STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 1]]
 
 
-def configuration(stages=5, dimensions=3, network="unet.PlainConvUNet", **changes):
+def architecture(stages=5, dimensions=3, network="unet.PlainConvUNet", **changes):
     """One of nnU-Net's, with `changes` of its `arch_kwargs`."""
     kwargs = {
         "n_stages": stages,
@@ -37,24 +37,21 @@ def configuration(stages=5, dimensions=3, network="unet.PlainConvUNet", **change
     }
     kwargs |= changes
     return {
-        "patch_size": [16, 80, 56][-dimensions:],
-        "architecture": {
-            "network_class_name": f"dynamic_network_architectures.architectures.{network}",
-            "arch_kwargs": kwargs,
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-        },
+        "network_class_name": f"dynamic_network_architectures.architectures.{network}",
+        "arch_kwargs": kwargs,
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
     }
 
 
 def without(*keys):
-    found = configuration()
+    found = architecture()
     for key in keys:
-        del found["architecture"]["arch_kwargs"][key]
+        del found["arch_kwargs"][key]
     return found
 
 
 def test_geometry_and_blocks_come_from_the_plans():
-    space = Space(configuration(), DiNTSSettings(first_level=0))
+    space = Space(architecture(), DiNTSSettings(first_level=0))
     assert [level.kernel for level in space.levels] == [tuple(kernel) for kernel in KERNELS]
     assert [level.stride for level in space.levels] == [tuple(stride) for stride in STRIDES]
     assert [level.features for level in space.levels] == [32, 64, 128, 256, 320]
@@ -65,7 +62,7 @@ def test_geometry_and_blocks_come_from_the_plans():
     assert space.blocks.norm_op is nn.InstanceNorm3d
     assert space.blocks.conv_bias
     assert space.names == ("skip", "conv", "yx_z", "zx_y", "zy_x")
-    assert Space(configuration(dimensions=2), DiNTSSettings()).names == ("skip", "conv", "y_x", "dilated")
+    assert Space(architecture(dimensions=2), DiNTSSettings()).names == ("skip", "conv", "y_x", "dilated")
 
 
 @pytest.mark.parametrize(
@@ -78,12 +75,12 @@ def test_geometry_and_blocks_come_from_the_plans():
     ],
 )
 def test_3d_starts_at_half_resolution_where_there_are_stages_enough(given, first_level, stages):
-    space = Space(configuration(**given), DiNTSSettings())
+    space = Space(architecture(**given), DiNTSSettings())
     assert (space.first_level, len(space.levels)) == (first_level, stages)
 
 
 def test_levels_and_channels_can_be_chosen():
-    space = Space(configuration(), DiNTSSettings(first_level=1, num_levels=3, features=16, search_features=4))
+    space = Space(architecture(), DiNTSSettings(first_level=1, num_levels=3, features=16, search_features=4))
     assert [level.features for level in space.levels] == [16, 32, 64, 128]
     assert [level.features for level in space.search_levels] == [4, 8, 16, 32]
     assert len(space.levels) == 4
@@ -100,16 +97,16 @@ def test_channels_keep_the_proportions_of_the_plans():
 @pytest.mark.parametrize(
     ("given", "settings", "message"),
     [
-        (configuration(stages=2), {}, "2 levels from stage 0 on do not fit the plan's 2 stages.*3 stages"),
-        (configuration(), {"first_level": 0, "num_levels": 6}, "6 levels from stage 0 on do not fit the plan's 5"),
-        (configuration(), {"first_level": 2, "num_levels": 4}, "4 levels from stage 2 on"),
-        (configuration(), {"first_level": 4}, "1 levels from stage 4 on.*at least 2 levels"),
-        (configuration(), {"first_level": 0, "num_levels": 2}, "2 levels from stage 0 on.*set num_levels"),
-        (configuration(dropout_op="torch.nn.Dropout3d"), {}, "DiNTS has no dropout"),
-        (configuration(conv_op="torch.nn.Conv9d"), {}, "Conv9d cannot be imported"),
+        (architecture(stages=2), {}, "2 levels from stage 0 on do not fit the plan's 2 stages.*3 stages"),
+        (architecture(), {"first_level": 0, "num_levels": 6}, "6 levels from stage 0 on do not fit the plan's 5"),
+        (architecture(), {"first_level": 2, "num_levels": 4}, "4 levels from stage 2 on"),
+        (architecture(), {"first_level": 4}, "1 levels from stage 4 on.*at least 2 levels"),
+        (architecture(), {"first_level": 0, "num_levels": 2}, "2 levels from stage 0 on.*set num_levels"),
+        (architecture(dropout_op="torch.nn.Dropout3d"), {}, "DiNTS has no dropout"),
+        (architecture(conv_op="torch.nn.Conv9d"), {}, "Conv9d cannot be imported"),
         (without("n_stages"), {}, "no n_stages: choose one of nnU-Net's U-Nets"),
         (without("strides"), {}, "no strides"),
-        (configuration(kernel_sizes=[[3, 3, 4]] * 5), {}, "kernel .* has an even size"),
+        (architecture(kernel_sizes=[[3, 3, 4]] * 5), {}, "kernel .* has an even size"),
     ],
 )
 def test_what_does_not_fit_is_refused(given, settings, message):
@@ -118,11 +115,11 @@ def test_what_does_not_fit_is_refused(given, settings, message):
 
 
 def test_a_patch_must_be_whole_at_every_level():
-    space = Space(configuration(), DiNTSSettings())
+    space = Space(architecture(), DiNTSSettings())
     space.require_divisible([16, 80, 56])
     with pytest.raises(DataProblem, match="16x80x60 is not divisible by 8 along axis 2.*num_levels"):
         space.require_divisible([16, 80, 60])
-    Space(configuration(), DiNTSSettings(num_levels=2)).require_divisible([16, 80, 60])
+    Space(architecture(), DiNTSSettings(num_levels=2)).require_divisible([16, 80, 60])
 
 
 TOPOLOGY = {"levels": 3, "layers": [{"0->0": "conv", "0->1": "skip"}, {"0->1": "zx_y", "1->2": "skip"}]}
@@ -130,12 +127,12 @@ TOPOLOGY = {"levels": 3, "layers": [{"0->0": "conv", "0->1": "skip"}, {"0->1": "
 
 @pytest.mark.parametrize("network", ["unet.PlainConvUNet", "unet.ResidualEncoderUNet"])
 def test_a_topology_becomes_a_configuration_that_nnunet_can_build(network):
-    given = configuration(network=network)
+    given = architecture(network=network)
     before = copy.deepcopy(given)
     space = Space(given, DiNTSSettings(first_level=1, num_levels=3, features=8))
     found = space.network(TOPOLOGY)
     assert found["network_class_name"] == "nnunet_nas.dints.network.DiNTSNet"
-    kwargs, base = found["arch_kwargs"], given["architecture"]["arch_kwargs"]
+    kwargs, base = found["arch_kwargs"], given["arch_kwargs"]
     assert kwargs["strides"] == STRIDES[:4]
     assert kwargs["kernel_sizes"] == KERNELS[:4]
     assert kwargs["features_per_stage"] == [8, 16, 32, 64]

@@ -1,0 +1,120 @@
+"""The state of a search on the disk: everything that `--c` needs to end as an uninterrupted search would.
+
+A checkpoint holds tensors, numbers and text only, so that torch reads it without running code of the file's.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunet_nas import commands
+from nnunet_nas.environment import dataset_number
+from nnunet_nas.errors import DataProblem, exit_with_one_line
+from nnunet_nas.histories import History
+from nnunet_nas.randomness import random_states
+from nnunet_nas.trainer import ConfiguredTrainer
+
+_LAYOUT = 1
+
+
+class ResumableTrainer(ConfiguredTrainer):
+    """Keeps everything in each checkpoint, and goes on only with what it began with.
+
+    Attributes:
+        base_digest: of the configuration that is searched on.
+        history: of the finished epochs.
+        resumed_from: the checkpoint that the search goes on from, if any.
+    """
+
+    base_digest: str
+    history: History
+    resumed_from: dict[str, Any] | None = None
+
+    @abstractmethod
+    def search_state(self) -> dict[str, Any]:
+        """The method's own part of a checkpoint beside its history: tensors, numbers, strings, lists, dictionaries."""
+
+    @abstractmethod
+    def load_search_state(self, state: dict[str, Any]) -> None:
+        """Restores what `search_state` gave."""
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Everything that a restart needs."""
+        history = {name: torch.from_numpy(array) for name, array in self.history.arrays().items()}
+        return {
+            "layout": _LAYOUT,
+            "trainer_name": type(self).__name__,
+            "base_digest": self.base_digest,
+            "settings": json.dumps(vars(self.settings)),
+            "current_epoch": self.current_epoch,
+            "logging": json.dumps(self.logger.get_checkpoint(), default=float),
+            "grad_scaler": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
+            "random": random_states(),
+            "search": {**self.search_state(), "history": history},
+        }
+
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        """Restores a search exactly (nnU-Net calls it for `--c` and `--val`)."""
+        with exit_with_one_line():
+            state = filename_or_checkpoint
+            if isinstance(state, str):
+                state = _read_state(Path(state))
+            self._require_same_search(state)
+            if not self.was_initialized:
+                self.initialize()
+            self.load_search_state(state["search"])
+            arrays = {name: tensor.numpy() for name, tensor in state["search"]["history"].items()}
+            self.history = type(self.history).from_arrays(arrays)
+            self.current_epoch = state["current_epoch"]
+            self.logger.load_checkpoint(json.loads(state["logging"]))
+            if self.grad_scaler is not None and state["grad_scaler"] is not None:
+                self.grad_scaler.load_state_dict(state["grad_scaler"])
+            self.resumed_from = state
+
+    def _require_same_search(self, state: dict[str, Any]) -> None:
+        folder = self.output_folder
+        if state.get("layout") != _LAYOUT or state.get("trainer_name") != type(self).__name__:
+            raise DataProblem(f"the checkpoint in {folder} is not one of this search: move the folder away")
+        if state["base_digest"] != self.base_digest:
+            raise DataProblem(
+                f"configuration {self.configuration_name} has changed since the search in {folder} began: restore the "
+                f"plans, or move that folder away and search again"
+            )
+        before, now = json.loads(state["settings"]), json.loads(json.dumps(vars(self.settings)))
+        keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        changed = [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys]
+        if changed:
+            raise DataProblem(
+                f"settings have changed since the search in {folder} began ({', '.join(changed)}): set them back with "
+                f"{self.set_search()}, or move that folder away and search again"
+            )
+
+    def set_search(self, *assignments: str) -> str:
+        """The command that changes settings of this search."""
+        return commands.set_search(
+            self.settings.method,
+            *assignments,
+            dataset=self.dataset_number(),
+            configuration=self.configuration_name,
+            plans=self.plans_manager.plans_name,
+        )
+
+    def dataset_number(self) -> int:
+        """The data set's number, for commands that are printed."""
+        return dataset_number(self.plans_manager.dataset_name)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise DataProblem(
+            f"{path} is not a checkpoint of a search ({type(error).__name__}): remove it to start the search anew"
+        ) from error
+    return state
