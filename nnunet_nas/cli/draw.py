@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         topology = Topology.from_json(kwargs["topology"])
         draw_topology(topology, path, first_level=int(kwargs.get("first_level", 0)), title=args.c)
     elif "cells" in kwargs:
-        from nnunet_nas.iac.drawing import draw_cell
+        from nnunet_nas.iac.drawing.cell import draw_cell
         from nnunet_nas.iac.genotype import Genotype
 
         draw_cell(Genotype.from_json(kwargs["cells"]["genotype"]), path, title=args.c)

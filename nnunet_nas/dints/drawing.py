@@ -9,7 +9,19 @@ import numpy as np
 
 from nnunet_nas.dints.history import TopologyHistory
 from nnunet_nas.dints.topology import Topology, edges
-from nnunet_nas.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, new_figure, write_figure
+from nnunet_nas.figures import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    draw_losses,
+    new_figure,
+    shade_warmup,
+    whole_epochs,
+    write_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -161,41 +173,25 @@ def progress_figure(history: TopologyHistory, title: str) -> Figure:
 
 
 def _finish(axes: Axes, epochs: int, weights_only: int) -> None:
-    _whole_epochs(axes)
+    whole_epochs(axes)
+    axes.set_xlabel("epoch")
     axes.set_xlim(-0.5, max(epochs, 2) - 0.5)
     axes.grid(alpha=0.25)
-    if weights_only:
-        axes.axvspan(-0.5, min(weights_only, epochs) - 0.5, color="#EDEDED", zorder=0)
+    shade_warmup(axes, weights_only)
 
 
-def _whole_epochs(axes: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-
-
-def _join(axes: Axes, other: Axes, place: Any = "upper right") -> None:
+def _join(axes: Axes, other: Axes | None, place: Any = "upper right") -> None:
     """One legend for two scales."""
-    lines = [*axes.get_lines(), *other.get_lines()]
+    lines = [*axes.get_lines(), *([] if other is None else other.get_lines())]
     axes.legend(lines, [str(line.get_label()) for line in lines], fontsize=8, loc=place, framealpha=0.85)
 
 
 def _draw_losses(axes: Axes, history: TopologyHistory) -> None:
-    epochs = np.arange(len(history))
-    axes.plot(epochs, history.train_loss, color=BLUE, marker=".", label="training loss")
-    if np.isfinite(history.val_loss).any():
-        axes.plot(epochs, history.val_loss, color=RED, marker=".", linestyle="--", label="validation loss")
-    axes.set_ylabel("loss")
+    _, dice = draw_losses(axes, history, marker=".")
     axes.set_title("segmentation; grey: network weights only", fontsize=10)
-    right = axes.twinx()
-    if np.isfinite(history.dice).any():
-        right.plot(epochs, history.dice, color=GREEN, linestyle=":", marker=".", label="pseudo Dice")
-        right.set_ylabel("pseudo Dice")
-        right.set_ylim(0, 1)
-    else:
-        right.set_yticks([])
-    _join(axes, right)
+    if dice is not None:
+        dice.set_ylim(0, 1)
+    _join(axes, dice)
 
 
 def _draw_feasibility(axes: Axes, history: TopologyHistory) -> None:
@@ -249,7 +245,8 @@ def _draw_probabilities(axes: Axes, history: TopologyHistory) -> None:
         axes.axhline(layer * count - 0.5, color="white", lw=0.8)
     axes.set_yticks(count * np.arange(layers) + (count - 1) / 2, [str(layer) for layer in range(layers)])
     axes.set_ylabel("layer")
-    _whole_epochs(axes)
+    whole_epochs(axes)
+    axes.set_xlabel("epoch")
     pairs = ", ".join(f"{source}→{end}" for source, end in edges(history.levels))
     axes.set_title(f"probability of every edge (per layer from above: {pairs}); red marks: selected", fontsize=9)
     selected = np.flatnonzero(history.selected[-1].reshape(-1))

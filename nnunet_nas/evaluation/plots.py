@@ -17,7 +17,7 @@ import numpy as np
 from nnunet_nas.evaluation.intervals import Floats
 from nnunet_nas.evaluation.report import PairTable
 from nnunet_nas.evaluation.rows import FOREGROUND, Row
-from nnunet_nas.figures import BLUE, RED, new_figure, write_figure
+from nnunet_nas.figures import BLUE, LIGHT_GREY, RED, YELLOW, new_figure, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 MOST_PANELS = 8
 _COLUMN = 3.5  # inches
-_SAME, _MEAN = "#8C8C8C", "#000000"
 _LINEAR_MARGINS = 10
 
 
@@ -104,7 +103,7 @@ def _shortened(name: str, most: int = 58) -> str:
 
 def _draw_row(axes: Axes, row: Row, table: PairTable) -> None:
     margin = table.metric.margin
-    axes.axhspan(-margin, margin, color="#F0E442", alpha=0.35, linewidth=0, zorder=0)
+    axes.axhspan(-margin, margin, color=YELLOW, alpha=0.35, linewidth=0, zorder=0)
     axes.axhline(0, color="black", linewidth=0.6, zorder=1)
     axes.tick_params(labelsize=6, length=2, pad=1.5)
     axes.spines[["top", "right"]].set_visible(False)
@@ -114,7 +113,7 @@ def _draw_row(axes: Axes, row: Row, table: PairTable) -> None:
     differences = np.sort(row.differences)
     gains = differences if table.metric.higher_is_better else -differences
     positions = np.arange(1, len(differences) + 1)
-    for wanted, colour, marker in ((gains > 0, BLUE, "^"), (gains < 0, RED, "v"), (gains == 0, _SAME, "o")):
+    for wanted, colour, marker in ((gains > 0, BLUE, "^"), (gains < 0, RED, "v"), (gains == 0, LIGHT_GREY, "o")):
         axes.scatter(positions[wanted], differences[wanted], s=9, color=colour, marker=marker, linewidth=0, zorder=3)
     _draw_mean(axes, row, len(differences))
 
@@ -127,8 +126,8 @@ def _draw_mean(axes: Axes, row: Row, cases: int) -> None:
     lane = cases + max(1.0, 0.1 * cases)
     axes.axvline((cases + 0.5 + lane) / 2, color="#CCCCCC", linewidth=0.5, zorder=1)
     if found.interval is not None:
-        axes.plot([lane, lane], [found.interval.low, found.interval.high], color=_MEAN, linewidth=1.6, zorder=4)
-    axes.plot([lane], [found.difference], color=_MEAN, marker="D", markersize=3.2, zorder=5)
+        axes.plot([lane, lane], [found.interval.low, found.interval.high], color="black", linewidth=1.6, zorder=4)
+    axes.plot([lane], [found.difference], color="black", marker="D", markersize=3.2, zorder=5)
     axes.set_xlim(0, lane + (lane - cases))
     ticks = sorted({1, cases, *_ticks(cases)})
     axes.set_xticks([*ticks, lane], [*map(str, ticks), "mean"])

@@ -134,7 +134,7 @@ def dynamics(history: CellHistory) -> Dynamics:
     Raises:
         DataProblem: no epoch has finished.
     """
-    from nnunet_nas.iac.drawing import draw_dynamics
+    from nnunet_nas.iac.drawing.dynamics import draw_dynamics
 
     analysis = analyse(history)
     rows = [

@@ -15,7 +15,8 @@ from nnunet_nas.architecture import NetworkSpec, build_network, derive
 from nnunet_nas.distributed import broadcast
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.files import replace_file
-from nnunet_nas.iac.drawing import draw_cell, draw_progress
+from nnunet_nas.iac.drawing.cell import draw_cell
+from nnunet_nas.iac.drawing.progress import draw_progress
 from nnunet_nas.iac.genotype import EDGES, OPERATIONS, Genotype, cells_architecture, discretise
 from nnunet_nas.iac.history import CellHistory, expected_end
 from nnunet_nas.iac.pruning import StabilityPruning

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnunet_nas.complexity import Complexity
+from nnunet_nas.figures import new_figure, write_figure
 from nnunet_nas.files import replace_file
 from nnunet_nas.xtiny.decision import Decision, explain
 from nnunet_nas.xtiny.scoring import Candidate
@@ -109,9 +110,7 @@ def write_report(report: Report, folder: Path) -> None:
     """
     replace_file(folder / "scores.csv", scores_csv(report).encode())
     replace_file(folder / "selection.json", json.dumps(report.to_json(), indent=4).encode())
-    image = io.BytesIO()
-    draw(report).savefig(image, format="png", dpi=150)
-    replace_file(folder / "sensitivity.png", image.getvalue())
+    write_figure(draw(report), folder / "sensitivity.png", dpi=150)
 
 
 def scores_csv(report: Report) -> str:
@@ -138,11 +137,8 @@ def scores_csv(report: Report) -> str:
 
 def draw(report: Report) -> Figure:
     """The curve with its spread over seeds, its differences, and the parameters; the selected width is marked."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 7.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 7.5)
+    figure.set_layout_engine("constrained")
     curve, differences, parameters = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1.5, 1.5])
     _draw_curve(curve, report)
     _draw_differences(differences, report)

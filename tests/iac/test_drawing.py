@@ -7,21 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from figures import drawn_texts, with_boxes
+from figures import assert_inside_and_apart, drawn_texts, ink, inside, overlap, with_boxes, written_whole
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.image import imread
 from matplotlib.patches import Circle, FancyBboxPatch
 
-from nnunet_nas.iac import drawing
-from nnunet_nas.iac.drawing import (
-    cell_figure,
-    draw_cell,
-    draw_dynamics,
-    draw_progress,
-    dynamics_figure,
-    progress_figure,
-)
+from nnunet_nas.iac.drawing import cell as drawing
+from nnunet_nas.iac.drawing.cell import cell_figure, draw_cell
+from nnunet_nas.iac.drawing.dynamics import draw_dynamics, dynamics_figure
+from nnunet_nas.iac.drawing.progress import _contrast, _duration, _from_contrast, draw_progress, progress_figure
 from nnunet_nas.iac.dynamics import analyse
 from nnunet_nas.iac.genotype import NODES, OPERATIONS, Edge, Genotype
 from nnunet_nas.iac.history import CellHistory
@@ -68,22 +62,11 @@ def search(epochs, *, tests=True, measured=True):
     return history
 
 
-def overlap(one, other):
-    return min(one.x1, other.x1) - max(one.x0, other.x0) > 0 and min(one.y1, other.y1) - max(one.y0, other.y0) > 0
-
-
-def inside(one, other):
-    return one.x0 >= other.x0 and one.x1 <= other.x1 and one.y0 >= other.y0 and one.y1 <= other.y1
-
-
 @given(genotypes, st.sampled_from([None, "2d_iaclth", "3d_fullres_iaclth_f3"]))
 @settings(max_examples=15, deadline=None)
-def test_names_in_a_cell_never_overlap(cell, title):
+def test_a_cell_shows_every_operation_and_node_and_names_never_overlap(cell, title):
     figure = cell_figure(cell, title)
-    texts = drawn_texts(figure)
-    for (one, one_box), (other, other_box) in itertools.combinations(texts, 2):
-        assert not overlap(one_box, other_box), (one.get_text(), other.get_text())
-    assert all(inside(box, figure.bbox) for _, box in texts)
+    texts = assert_inside_and_apart(figure)
     shapes = with_boxes(figure, figure.findobj(FancyBboxPatch) + figure.findobj(Circle))
     for (one, one_box), (other, other_box) in itertools.combinations(shapes, 2):
         assert not overlap(one_box, other_box), (one.get_gid(), other.get_gid())
@@ -91,17 +74,13 @@ def test_names_in_a_cell_never_overlap(cell, title):
     for text, box in texts:
         met = [shape for _, shape in shapes if overlap(box, shape)]
         assert not met or (len(met) == 1 and inside(box, met[0])), text.get_text()
-
-
-@given(genotypes)
-@settings(max_examples=15, deadline=None)
-def test_a_cell_shows_every_operation_and_node(cell):
-    names = [text.get_text() for text, _ in drawn_texts(cell_figure(cell))]
+    names = [text.get_text() for text, _ in texts]
     for operation in OPERATIONS:
         shown = names.count(operation.replace("_", " "))
         assert shown == sum(edge.operation == operation for edge in cell.edges)
     assert [name for name in names if name.isdecimal()] == ["0", "1", "2", "3", "4", "5"]
     assert {"encoder skip", "decoder, upsampled", "concatenation"} <= set(names)
+    assert title is None or title in names
 
 
 @SLOW
@@ -149,25 +128,19 @@ def test_wires_that_nothing_forces_to_cross_do_not_cross():
     assert crossings([(0, 1), (0, 2), (0, 3), (0, 4)]) == 0  # a chain with a skip at every node
 
 
-@pytest.mark.parametrize("title", [None, "2d_iaclth"])
-def test_a_cell_is_as_wide_as_a_column_at_300_dots_per_inch(tmp_path, title):
-    draw_cell(genotype(TOPOLOGIES[0]), tmp_path / "genotype.png", title=title)
-    picture = imread(tmp_path / "genotype.png")
-    assert picture.shape[1] == 1050
-    assert 1200 < picture.shape[0] < 1600
-    assert 0.02 < (picture[..., :3].min(axis=-1) < 0.5).mean() < 0.5
-
-
 @pytest.mark.parametrize(
-    "epochs", [pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW), pytest.param(5, marks=SLOW), 40]
+    ("draw", "width"),
+    [
+        (lambda path: draw_cell(genotype(TOPOLOGIES[0]), path, title="2d_iaclth"), 3.5 * 300),
+        (lambda path: draw_progress(search(40), path, title="a search"), 10 * 100),
+        (lambda path: draw_dynamics(analyse(search(40)), path, "a search"), 9 * 150),
+    ],
+    ids=["cell", "progress", "dynamics"],
 )
-@pytest.mark.parametrize("tests", [True, False])
-@pytest.mark.parametrize("measured", [True, False])
-def test_progress_is_drawn_after_every_epoch(tmp_path, epochs, tests, measured):
-    draw_progress(search(epochs, tests=tests, measured=measured), tmp_path / "search_progress.png", title="a search")
-    picture = imread(tmp_path / "search_progress.png")
-    assert picture.shape[1] == 1000
-    assert (picture[..., :3].min(axis=-1) < 0.5).mean() > 0.02
+def test_pictures_have_their_width_and_are_put_in_place_whole(tmp_path, draw, width):
+    picture = written_whole(draw, tmp_path)
+    assert picture.shape[1] == width
+    assert 0.02 < ink(picture) < 0.5
 
 
 def ylabels(figure):
@@ -197,57 +170,50 @@ def test_during_warmup_nothing_leads():
 
 def test_a_lead_of_a_thousandth_can_be_seen():
     probabilities = np.array([1 / 7, 1 / 7 + 0.001, 0.2, 1.0])
-    colours = drawing._contrast(probabilities)
+    colours = _contrast(probabilities)
     # ln(7 * 0.2) / ln 7 = 0.33647 / 1.94591 = 0.17291, whose cube root is 0.557
     assert colours == pytest.approx([0, 0.1529, 0.557, 1], abs=1e-3)
-    assert drawing._from_contrast(colours) == pytest.approx(probabilities)
+    assert _from_contrast(colours) == pytest.approx(probabilities)
 
 
-@pytest.mark.parametrize("draw", [progress_figure, dynamics_figure])
-@pytest.mark.parametrize("epochs", [pytest.param(1, marks=SLOW), pytest.param(40, marks=SLOW), 200])
-@pytest.mark.parametrize("tests", [True, False])
-def test_names_in_the_other_pictures_are_inside_and_apart(draw, epochs, tests):
-    history = search(epochs, tests=tests)
-    title = "nnUNetTrainerIACLTHSearch, 3d_fullres, fold 0"
-    figure = draw(history, title=title) if draw is progress_figure else draw(analyse(history), title)
-    texts = drawn_texts(figure)
-    for text, box in texts:
-        assert inside(box, figure.bbox), text.get_text()
-    for (one, one_box), (other, other_box) in itertools.combinations(texts, 2):
-        assert not overlap(one_box, other_box), (one.get_text(), other.get_text())
+def test_durations_are_rounded_to_what_matters():
+    assert [_duration(seconds) for seconds in (8.6, 100, 3570, 5400)] == ["9 s", "2 min", "1 h 00 min", "1 h 30 min"]
 
 
-def test_dynamics_are_drawn(tmp_path):
-    draw_dynamics(analyse(search(40)), tmp_path / "dynamics.png", "a search")
-    picture = imread(tmp_path / "dynamics.png")
-    assert picture.shape[1] == 1350
-    assert (picture[..., :3].min(axis=-1) < 0.5).mean() > 0.02
+@pytest.mark.parametrize(
+    ("epochs", "tests", "measured"),
+    [
+        pytest.param(1, True, False, id="first epoch, nothing measured"),
+        pytest.param(2, False, True, id="no tests, so two panels less", marks=SLOW),
+        pytest.param(5, True, True, id="end of warm-up", marks=SLOW),
+        pytest.param(40, True, True, id="everything settled"),
+        pytest.param(200, False, True, id="long, lines without markers", marks=SLOW),
+        pytest.param(200, True, False, id="long, all panels", marks=SLOW),
+    ],
+)
+def test_names_in_the_progress_are_inside_and_apart(epochs, tests, measured):
+    history = search(epochs, tests=tests, measured=measured)
+    assert_inside_and_apart(progress_figure(history, title="nnUNetTrainerIACLTHSearch, 3d_fullres, fold 0"))
 
 
-@pytest.mark.parametrize("name", ["cell", "progress", "dynamics"])
-def test_pictures_are_put_in_place_whole(tmp_path, monkeypatch, name):
-    path = tmp_path / "picture.png"
-    path.write_bytes(b"the picture before")
-    written = []
-    monkeypatch.setattr("nnunet_nas.figures.replace_file", lambda *arguments: written.append(arguments))
-    draws = {
-        "cell": lambda: draw_cell(genotype(TOPOLOGIES[0]), path),
-        "progress": lambda: draw_progress(search(2), path, title=""),
-        "dynamics": lambda: draw_dynamics(analyse(search(2)), path, ""),
-    }
-    draws[name]()
-    assert path.read_bytes() == b"the picture before"
-    assert [file.name for file in tmp_path.iterdir()] == ["picture.png"]
-    ((target, content),) = written
-    assert target == path
-    assert content.startswith(b"\x89PNG\r\n")
+@pytest.mark.parametrize(
+    ("epochs", "tests"),
+    [
+        pytest.param(1, False, id="first epoch, all tied"),
+        pytest.param(40, True, id="everything settled"),
+        pytest.param(200, False, id="long, nothing pruned", marks=SLOW),
+    ],
+)
+def test_names_in_the_dynamics_are_inside_and_apart(epochs, tests):
+    analysis = analyse(search(epochs, tests=tests))
+    assert_inside_and_apart(dynamics_figure(analysis, "nnUNetTrainerIACLTHSearch, 3d_fullres, fold 0"))
 
 
 def test_neither_pyplot_nor_torch_is_imported(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from nnunet_nas.iac.drawing import draw_cell
+from nnunet_nas.iac.drawing.cell import draw_cell
 from nnunet_nas.iac.genotype import Genotype
 inputs = {str(node): {"0": "identity", "1": "sep_conv_3"} for node in range(2, 6)}
 draw_cell(Genotype.from_json(inputs), Path(sys.argv[1]))

@@ -1,0 +1,132 @@
+"""How the final cell emerged (IAC-LTH, Figures 3 to 7)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnunet_nas.figures import BLUE, GREEN, PURPLE, RED, new_figure, shade_warmup, whole_epochs, write_figure
+from nnunet_nas.iac.drawing.style import name_operation
+from nnunet_nas.iac.dynamics import CRITERIA, Analysis
+from nnunet_nas.iac.genotype import EDGES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_CURVES = {
+    "cosine": ("continuous (cosine)", "black", "-"),
+    "top_3": ("top-3 (Hamming)", BLUE, ":"),
+    "top_2": ("top-2 (Hamming)", GREEN, "-."),
+    "top_1": ("top-1 (Hamming)", RED, "--"),
+    "cell": ("discrete cell (Hamming)", PURPLE, (0, (6, 1, 1, 1, 1, 1))),
+}
+_MARKS = {
+    "top_3": ("in the top-3 of its edge", BLUE, "o"),
+    "top_2": ("in the top-2", GREEN, "s"),
+    "top_1": ("top-1", RED, "D"),
+    "inputs": ("edge among the two inputs of its node", PURPLE, "^"),
+}
+
+
+def draw_dynamics(analysis: Analysis, path: Path, title: str) -> None:
+    """Draws how the final cell emerged, see `dynamics_figure`, at 150 dots per inch.
+
+    Args:
+        analysis: of a search.
+        path: of the PNG file.
+        title: above all panels.
+
+    Raises:
+        EnvironmentProblem: no permission or no space.
+    """
+    write_figure(dynamics_figure(analysis, title), path, dpi=150)
+
+
+def dynamics_figure(analysis: Analysis, title: str) -> Figure:
+    """Similarity to the final cell, cosine similarity between epochs, and when each edge found its operation."""
+    figure = new_figure(9, 9.8)
+    grid = figure.add_gridspec(
+        2, 2, left=0.08, right=0.9, top=0.925, bottom=0.06, height_ratios=[1, 1.35], hspace=0.55, wspace=0.24
+    )
+    figure.suptitle(title, fontsize=12, y=0.985, va="top")
+    _draw_similarity(figure.add_subplot(grid[0, 0]), analysis)
+    _draw_matrix(figure.add_subplot(grid[0, 1]), analysis)
+    _draw_entries(figure.add_subplot(grid[1, :]), analysis)
+    return figure
+
+
+def _draw_similarity(axes: Axes, analysis: Analysis) -> None:
+    for name, values in analysis.to_final().items():
+        label, colour, style = _CURVES[name]
+        axes.plot(
+            values, label=label, color=colour, linestyle=style, linewidth=1.4, marker="." if len(analysis) < 2 else ""
+        )
+    shade_warmup(axes, analysis.warmup_epochs)
+    axes.set_xlim(-0.5, len(analysis) - 0.5)
+    axes.set_title("similarity to the last epoch", fontsize=10)
+    axes.set_xlabel("epoch")
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.48, -0.13), ncols=2, frameon=False)
+    _plain(axes)
+
+
+def _draw_matrix(axes: Axes, analysis: Analysis) -> None:
+    picture = axes.imshow(
+        analysis.cosine,
+        cmap="cividis",
+        interpolation="nearest",
+        origin="lower",
+        vmax=1,
+        vmin=min(float(analysis.cosine.min()), 0.999),
+    )
+    axes.set_title("cosine similarity between epochs", fontsize=10)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("epoch")
+    axes.tick_params(labelsize=8)
+    bar = axes.figure.colorbar(picture, ax=axes, fraction=0.046, pad=0.03)
+    bar.ax.tick_params(labelsize=8)
+    whole_epochs(axes)
+    axes.set_yticks([tick for tick in axes.get_xticks() if -0.5 <= tick <= len(analysis) - 0.5])
+
+
+def _draw_entries(axes: Axes, analysis: Analysis) -> None:
+    """One row per edge with a lane per criterion: a mark where it is met first, a line until it is met for good."""
+    from matplotlib.lines import Line2D
+
+    for row, edge in enumerate(analysis.edges):
+        for lane, name in enumerate(CRITERIA):
+            first, last = edge.enters[name], edge.stays[name]
+            if first is None:
+                continue
+            _, colour, marker = _MARKS[name]
+            y = row + (lane - 1.5) * 0.2
+            if last is not None and last > first:
+                axes.plot([first, last], [y, y], color=colour, linewidth=1.2, alpha=0.7)
+                axes.plot(last, y, color=colour, marker="|", markersize=5)
+            axes.plot(first, y, color=colour, marker=marker, markersize=3.6, linestyle="none", zorder=3, clip_on=False)
+        name_operation(axes, row, None if edge.difficulty is None else edge.operation, bold=edge.kept, size=8)
+    for row in range(len(EDGES) - 1):
+        ends = EDGES[row][1] != EDGES[row + 1][1]
+        axes.axhline(row + 0.5, color="black" if ends else "0.85", linewidth=0.8, zorder=1)
+    shade_warmup(axes, analysis.warmup_epochs)
+    axes.set_yticks(range(len(EDGES)), [f"{edge.source}\N{RIGHTWARDS ARROW}{edge.target}" for edge in analysis.edges])
+    axes.set_xlim(-0.5, len(analysis) - 0.5)
+    axes.set_ylim(len(EDGES) - 0.5, -0.5)
+    axes.set_ylabel("edge")
+    axes.set_xlabel("epoch")
+    axes.set_title("when the final operation of each edge got there (bold: edge kept)", fontsize=10, pad=24)
+    handles = [
+        Line2D([], [], color=colour, marker=marker, markersize=4, linestyle="none", label=label)
+        for label, colour, marker in _MARKS.values()
+    ]
+    handles.append(Line2D([], [], color="0.4", marker="|", markevery=[1], label="until it stays"))
+    axes.legend(handles=handles, ncols=5, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 0.995), frameon=False)
+    _plain(axes)
+    axes.grid(visible=False, axis="y")
+
+
+def _plain(axes: Axes) -> None:
+    axes.grid(alpha=0.3)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    whole_epochs(axes)
