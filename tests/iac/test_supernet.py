@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from pairs import every_pair
 from plain_pc_darts import PlainCell
 from torch import nn
 
@@ -58,11 +59,10 @@ def unet(cls=PlainConvUNet, conv=nn.Conv2d, norm=nn.InstanceNorm2d, kernels=3, s
     return cls(1, num_classes=2, **arguments), arguments
 
 
-@pytest.mark.parametrize("norm", ["instance", "batch"])
-@pytest.mark.parametrize("partial", [1, pytest.param(2, marks=pytest.mark.integration), 4])
-@pytest.mark.parametrize("share", [1.0, 0.4])
-@pytest.mark.parametrize("level", LEVELS)
-def test_it_equals_the_plain_implementation_forward_and_gradients(level, share, partial, norm):
+@pytest.mark.parametrize(
+    ("level", "partial", "share", "norm"), every_pair(list(LEVELS), [1, 2, 4], [1.0, 0.4], ["instance", "batch"])
+)
+def test_it_equals_the_plain_implementation_forward_and_gradients(level, partial, share, norm):
     shape, kernel = LEVELS[level]
     fast = super_cell(shape, kernel, partial=partial, norm=norm)
     plain = PlainCell(fast)

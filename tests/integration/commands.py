@@ -1,12 +1,19 @@
-"""Runs nnU-Net's and our commands as a user does: in a subprocess, from the environment that the tests run in."""
+"""Runs nnU-Net's and our commands as a user does: each in a process of its own, with its own environment.
 
+Their programs are run as they were installed. The processes are forks of one that has imported the large libraries, so
+that a command does not spend four of its five seconds on that; what commands start by themselves starts from nothing.
+"""
+
+import contextlib
 import json
+import multiprocessing
 import os
 import random
+import runpy
 import shutil
 import signal
-import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,10 +26,12 @@ PLANS = "nnUNet_preprocessed/Dataset998_Phantom/nnUNetPlans.json"
 LOADING = {"nnUNet_n_proc_DA": "0"}
 # Of nnUNetv2_predict, for which the variable below does not count.
 ONE_PROCESS = ("-npp", "1", "-nps", "1")
-# A shell starts what it runs in the background with SIGINT ignored, and children inherit that: undone before the exec.
-LISTEN_TO_CTRL_C = (
-    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
+# Nothing that reads nnU-Net's variables, and nothing that starts threads. Elsewhere forks of so much are not safe.
+LIBRARIES = (
+    "torch._dynamo torchvision timm scipy.stats sklearn.model_selection seaborn skimage.measure SimpleITK nibabel"
 )
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(LIBRARIES.split() if sys.platform == "linux" else [])
 
 
 def environment(root, extra=None):
@@ -37,8 +46,55 @@ def environment(root, extra=None):
     return {**variables, "nnUNet_def_n_proc": "1", "PATH": path, **(extra or {})}
 
 
+class Command:
+    """A command that was started, in a process group of its own, as from a terminal.
+
+    Attributes:
+        pid: of the process and its group.
+        stdout: file that it prints to.
+        stderr: file of its errors.
+    """
+
+    def __init__(self, root, *command, extra=None):
+        self._folder = tempfile.TemporaryDirectory()
+        self.stdout, self.stderr = (Path(self._folder.name) / name for name in ("stdout", "stderr"))
+        variables = environment(root, extra)
+        arguments = [str(part) for part in command]
+        arguments[0] = shutil.which(arguments[0], path=variables["PATH"])
+        self._process = _FORKS.Process(target=_become, args=(arguments, variables, str(self.stdout), str(self.stderr)))
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def code(self):
+        """The exit code, negative for a signal; None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, seconds=1200):
+        """Until it ends; returns the exit code."""
+        self._process.join(seconds)
+        assert self.code is not None, f"still running after {seconds} s"
+        return self.code
+
+
+def _become(arguments, variables, output, errors):
+    """Turns a fork into the command."""
+    os.setsid()
+    for descriptor, path in ((1, output), (2, errors)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.environ.clear()
+    os.environ.update(variables)
+    # As a new interpreter has them. What runs in the background of a shell would not listen to SIGINT.
+    multiprocessing.set_start_method(None, force=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    random.seed()
+    np.random.seed()
+    sys.argv = arguments
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
 def run(root, *command, code=0, extra=None):
-    """Runs a command to its end and returns what it printed.
+    """Runs a command to its end and returns what it printed and its errors.
 
     Args:
         root: folder of nnU-Net's three folders.
@@ -46,41 +102,38 @@ def run(root, *command, code=0, extra=None):
         code: the exit code that it must have.
         extra: further environment variables.
     """
-    done = subprocess.run(
-        [str(part) for part in command],
-        env=environment(root, extra),
-        capture_output=True,
-        text=True,
-        timeout=1200,
-        check=False,
-    )
-    assert done.returncode == code, (
-        f"{command} ended with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
-    )
-    return done
+    done = Command(root, *command, extra=extra)
+    done.wait()
+    printed, errors = done.stdout.read_text(), done.stderr.read_text()
+    assert done.code == code, f"{command} ended with {done.code}\n{printed[-3000:]}\n{errors[-5000:]}"
+    return printed, errors
 
 
-def start(root, *command, extra=None):
-    """Starts a command in a process group of its own, as from a terminal, and does not wait for it."""
-    return subprocess.Popen(
-        [sys.executable, "-c", LISTEN_TO_CTRL_C, *map(str, command)],
-        env=environment(root, extra),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def program(folder, entry_point, *, without_us=False, iterations=250):
+    """A program that calls one of nnU-Net's entry points.
 
-
-def without_us(entry_point):
-    """A Python call of one of nnU-Net's entry points in which `nnunet_nas` cannot be imported."""
+    Args:
+        folder: to write it to.
+        entry_point: `module:function`.
+        without_us: `nnunet_nas` cannot be imported in it, nor in what it starts.
+        iterations: of `nnUNetTrainer_1epoch`; validation takes a tenth.
+    """
     module, function = entry_point.split(":")
-    return (
-        sys.executable,
-        "-c",
-        f"import sys; sys.modules['nnunet_nas'] = None\nif __name__ == '__main__':\n"
-        f"    from {module} import {function}\n    {function}()",
-    )
+    lines = ["import sys", "sys.modules['nnunet_nas'] = None"] if without_us else []
+    lines += ["if __name__ == '__main__':", f"    from {module} import {function}"]
+    if iterations != 250:
+        variants = "nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepochs"
+        lines.append(f"    from {variants} import nnUNetTrainer_1epoch")
+        # The constructor sets them, and nothing else can: no variable and no option.
+        for name, value in (
+            ("num_iterations_per_epoch", iterations),
+            ("num_val_iterations_per_epoch", iterations // 10),
+        ):
+            lines.append(f"    nnUNetTrainer_1epoch.{name} = property(lambda self: {value}, lambda self, value: None)")
+    path = folder / f"{function}.py"
+    path.write_text("\n".join([*lines, f"    {function}()", ""]))
+    path.chmod(0o755)
+    return path
 
 
 def configurations(root):
@@ -114,15 +167,16 @@ def assert_kills_leave_no_trace(root, folder, search, result, *, history, extra,
     plans = (root / PLANS).read_bytes()
     moments = random.Random(seed)
     for epochs in (0, 2, 5):
-        killed = start(root, *search, *(("--c",) if epochs else ()), extra=extra)
+        killed = Command(root, *search, *(("--c",) if epochs else ()), extra=extra)
         deadline = time.monotonic() + 300
         while finished_epochs(root / folder) < epochs or not (root / folder / begun).exists():
-            assert killed.poll() is None, killed.stderr.read()
+            assert killed.code is None, killed.stderr.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.01)
         time.sleep(moments.random() * 0.5)
-        os.killpg(killed.pid, signal.SIGKILL)
-        killed.communicate()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(killed.pid, signal.SIGKILL)
+        killed.wait()
         assert (root / PLANS).read_bytes() == plans or result in configurations(root)
     run(root, *search, "--c", extra=extra)
     run(untouched, *search, extra=extra)

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from commands import LOADING, ONE_PROCESS, PLANS, assert_kills_leave_no_trace, configurations, run
+from commands import LOADING, ONE_PROCESS, PLANS, assert_kills_leave_no_trace, configurations, program, run
 
 from nnunet_nas.dints.history import TopologyHistory
 from nnunet_nas.dints.topology import Topology
@@ -36,17 +36,16 @@ def work(workspace):
 
 
 def test_from_the_search_to_a_prediction_on_another_machine(work, trainers, tmp_path):
-    searched = run(work, *SEARCH, extra=trainers)
-    assert "next: nnUNetv2_train 998 2d_dints 0\n" in searched.stdout.replace(" \n", "\n")
+    printed, _ = run(work, *SEARCH, extra=trainers)
+    assert "next: nnUNetv2_train 998 2d_dints 0\n" in printed.replace(" \n", "\n")
     topology = json.loads((work / FOLDER / "topology.json").read_text())
     assert configurations(work)["2d_dints"]["architecture"]["arch_kwargs"]["topology"] == topology
     assert len(Topology.from_json(topology).layers) == 3
 
     # From here on nnU-Net alone, without the variable.
     model = ("-c", "2d_dints", "-tr", "nnUNetTrainer_1epoch")
-    run(work, "nnUNetv2_train", "998", "2d_dints", "0", *model[2:], "-device", "cpu", "--npz", extra=LOADING)
-    best = ("nnUNetv2_find_best_configuration", "998", *model, "-f", "0", "--disable_ensembling")
-    run(work, *best, extra=LOADING)
+    train = program(tmp_path, "nnunetv2.run.run_training:run_training_entry", iterations=20)
+    run(work, train, "998", "2d_dints", "0", *model[2:], "-device", "cpu", extra=LOADING)
     run(work, "nnUNetv2_export_model_to_zip", "-d", "998", "-o", tmp_path / "model.zip", *model, "-f", "0")
 
     shutil.rmtree(work / "nnUNet_results")

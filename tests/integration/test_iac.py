@@ -15,45 +15,44 @@ SHORT = ("num_epochs=30", "warmup_epochs=2", "num_iterations_per_epoch=2", "num_
 RETROFIT = ("num_epochs=1", "num_iterations_per_epoch=2", "num_val_iterations_per_epoch=1")
 
 
-@pytest.fixture(scope="module")
-def backbones(phantom, trainers, tmp_path_factory):
-    """The phantom with trained backbones for folds 0 and 1 and settings for searches of seconds."""
-    root = tmp_path_factory.mktemp("backbones") / "work"
-    shutil.copytree(phantom, root)
-    for fold in "01":
-        run(root, "nnUNetv2_train", "998", "2d", fold, "-tr", "nnUNetTrainerShort", "-device", "cpu", extra=trainers)
-    run(root, "nnunet_nas", "set_search", "-d", "998", "-c", "2d", "-m", "iac_lth", *SHORT)
-    run(root, "nnunet_nas", "set_search", "-d", "998", "-c", "2d", "-m", "iac_retrofit", *RETROFIT)
-    return root
+@pytest.fixture(scope="session")
+def backbone(phantom, trainers, made_once):
+    """The phantom with a trained backbone of fold 0 and settings for searches of seconds."""
+
+    def fill(root):
+        shutil.copytree(phantom, root, dirs_exist_ok=True)
+        run(root, "nnUNetv2_train", "998", "2d", "0", "-tr", "nnUNetTrainerShort", "-device", "cpu", extra=trainers)
+        run(root, "nnunet_nas", "set_search", "-d", "998", "-c", "2d", "-m", "iac_lth", *SHORT)
+        run(root, "nnunet_nas", "set_search", "-d", "998", "-c", "2d", "-m", "iac_retrofit", *RETROFIT)
+
+    return made_once("backbone", fill)
 
 
 @pytest.fixture
-def work(backbones, tmp_path):
-    shutil.copytree(backbones, tmp_path / "work")
+def work(backbone, tmp_path):
+    shutil.copytree(backbone, tmp_path / "work")
     return tmp_path / "work"
 
 
 def test_from_the_backbone_to_a_prediction_on_another_machine(work, trainers, tmp_path):
-    searched = run(work, *SEARCH, extra=trainers)
-    assert "next: nnUNetv2_train 998 2d_iaclth 0 -tr nnUNetTrainerIACRetrofit" in searched.stdout
+    printed, _ = run(work, *SEARCH, extra=trainers)
+    assert "next: nnUNetv2_train 998 2d_iaclth 0 -tr nnUNetTrainerIACRetrofit" in printed
     assert {"2d_iaclth", "2d_iaclth_residual"} < set(configurations(work))
-    info = json.loads(run(work, "nnunet_nas", "info", "-d", "998", "--json").stdout)
+    info = json.loads(run(work, "nnunet_nas", "info", "-d", "998", "--json")[0])
     assert "2d_iaclth" in json.dumps(info)
 
     model = ("-c", "2d_iaclth", "-tr", "nnUNetTrainerIACRetrofit")
-    for fold in "01":
-        run(work, "nnUNetv2_train", "998", "2d_iaclth", fold, *model[2:], "-device", "cpu", "--npz", extra=trainers)
-    run(
-        work, "nnUNetv2_find_best_configuration", "998", *model, "-f", "0", "1", "--disable_ensembling", extra=LOADING
-    )  # fmt: skip
-    run(work, "nnUNetv2_export_model_to_zip", "-d", "998", "-o", tmp_path / "model.zip", *model, "-f", "0", "1")
+    run(work, "nnUNetv2_train", "998", "2d_iaclth", "0", *model[2:], "-device", "cpu", "--npz", extra=trainers)
+    best = ("nnUNetv2_find_best_configuration", "998", *model, "-f", "0", "--disable_ensembling")
+    run(work, *best, extra=LOADING)
+    run(work, "nnUNetv2_export_model_to_zip", "-d", "998", "-o", tmp_path / "model.zip", *model, "-f", "0")
 
     # Another machine: an empty results folder, the package installed, no environment variable for trainers.
     shutil.rmtree(work / "nnUNet_results")
     (work / "nnUNet_results").mkdir()
     run(work, "nnUNetv2_install_pretrained_model_from_zip", tmp_path / "model.zip")
     images = work / "nnUNet_raw/Dataset998_Phantom/imagesTs"
-    predict = ("nnUNetv2_predict", "-i", images, "-o", tmp_path / "out", "-d", "998", *model, "-f", "0", "1")
+    predict = ("nnUNetv2_predict", "-i", images, "-o", tmp_path / "out", "-d", "998", *model, "-f", "0")
     run(work, *predict, "-device", "cpu", "--disable_tta", *ONE_PROCESS)
     assert len(list((tmp_path / "out").glob("*.png"))) == len(list(images.iterdir())) == 2
 
@@ -68,6 +67,6 @@ def test_killed_at_random_instants_it_ends_as_if_nothing_had_happened(work, trai
 
 
 def test_a_missing_backbone_is_one_line(workspace, trainers):
-    failed = run(workspace, *SEARCH, code=4, extra=trainers)
-    assert "Traceback" not in failed.stderr
-    assert "train it first: nnUNetv2_train 998 2d 0" in failed.stderr.strip().splitlines()[-1]
+    _, errors = run(workspace, *SEARCH, code=4, extra=trainers)
+    assert "Traceback" not in errors
+    assert "train it first: nnUNetv2_train 998 2d 0" in errors.strip().splitlines()[-1]
