@@ -25,6 +25,7 @@ COMMANDS = (
     "add_skip",
     "add_encoder",
     "compare",
+    "export",
     "dynamics",
     "draw",
     "info",

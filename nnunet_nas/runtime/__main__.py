@@ -11,6 +11,11 @@ from nnunet_nas.errors import DataProblem, NasError
 from nnunet_nas.runtime.predictor import DEFAULT_STEP, Predictor
 
 
+def run() -> None:
+    """The archive's entry point."""
+    sys.exit(main())
+
+
 def main() -> int:
     """Predicts, and says on standard error what is done."""
     args = _parser().parse_args()
@@ -71,4 +76,4 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

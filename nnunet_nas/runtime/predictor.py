@@ -38,6 +38,8 @@ class Predictor:
 
     Attributes:
         recipe: of the model.
+        step: of the sliding window, in patch sizes.
+        networks: one per fold, patches (b, c, *spatial) to logits.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class Predictor:
         self.step = step
         self._mirror_axes = self.recipe.mirror_axes if mirroring else ()
         self._reader = reader(self.recipe.reader)
-        self._networks = [_Session(folder / network.file, threads) for network in self.recipe.networks]
+        self.networks = [_Session(folder / network.file, threads) for network in self.recipe.networks]
 
     def cases(self, folder: Path) -> list[Case]:
         """Cases of a folder of images, named as nnU-Net names them: `CASE_0000.nii.gz`, one file per channel.
@@ -107,7 +109,7 @@ class Predictor:
     def logits(self, data: NDArray[np.float32]) -> NDArray[np.float16]:
         """Logits of a preprocessed image, (heads, z, y, x): the mean over folds."""
         total: NDArray[np.float16] | None = None
-        for network in self._networks:
+        for network in self.networks:
             own = predict_logits(
                 network,
                 data,
@@ -118,7 +120,7 @@ class Predictor:
             )
             total = own if total is None else total + own
         assert total is not None
-        return total / np.float16(len(self._networks)) if len(self._networks) > 1 else total
+        return total / np.float16(len(self.networks)) if len(self.networks) > 1 else total
 
     def predict_folder(self, source: Path, target: Path, *, overwrite: bool = True) -> Iterator[tuple[Case, bool]]:
         """Predicts all cases of a folder, in the order of their names.
