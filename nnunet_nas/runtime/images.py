@@ -162,7 +162,7 @@ class TiffImages:
         """(z, y, x), and its spacing."""
         import tifffile
 
-        tifffile.imwrite(path, _small(labels), compression="zlib")
+        tifffile.imwrite(path, _small(labels), compression="zlib", photometric="minisblack")
         path.with_suffix(".json").write_text(json.dumps({"spacing": list(frame)}))
 
 

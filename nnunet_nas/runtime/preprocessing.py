@@ -50,7 +50,7 @@ def preprocess(
         recipe: of the model.
 
     Raises:
-        DataProblem: intensities that the normalisation does not allow.
+        DataProblem: intensities that the normalisation does not allow, or an image smaller than a voxel.
     """
     image = image.transpose(0, *(axis + 1 for axis in recipe.transpose))
     ordered = tuple(float(spacing[axis]) for axis in recipe.transpose)
@@ -62,6 +62,9 @@ def preprocess(
     channels = (slice(None), *box)
     image, inside = image[channels], inside[box]
     shape = new_shape(image.shape[1:], ordered, target)
+    if 0 in shape:
+        sizes = [size * step for size, step in zip(image.shape[1:], ordered, strict=True)]
+        raise DataProblem(f"the image covers {_extent(sizes)}, less than one voxel of the model's {_extent(target)}")
     how, axis = recipe.resampling_data, separate_axis(recipe.resampling_data, ordered, target)
     result = np.empty((len(image), *shape), np.float32)
     for channel, rule in enumerate(recipe.normalisation):
@@ -69,6 +72,10 @@ def preprocess(
         same = normalised.shape == shape
         result[channel] = normalised if same else resample(normalised, shape, how.order, how.order_z, axis)
     return result, geometry
+
+
+def _extent(lengths: Sequence[float]) -> str:
+    return " x ".join(f"{length:g}" for length in lengths) + " mm"
 
 
 def nonzero_region(image: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -65,7 +65,7 @@ def _slabs(logits: NDArray[np.float16], shape: tuple[int, ...], geometry: Geomet
 
 def _thickness(shape: Sequence[int]) -> int:
     plane = int(np.prod(shape[1:])) * 8
-    return max(1, min(shape[0], _SLAB_MIB * 2**20 // max(plane, 1)))
+    return max(1, min(shape[0], int(_SLAB_MIB * 2**20) // max(plane, 1)))
 
 
 def _nearest(old: int, new: int) -> NDArray[np.intp]:

@@ -22,7 +22,8 @@ def gaussian_weights(patch_size: Sequence[int]) -> NDArray[np.float16]:
     peak[tuple(size // 2 for size in patch_size)] = 1
     weights = ndimage.gaussian_filter(peak, [size * _SIGMA for size in patch_size], 0, mode="constant", cval=0)
     weights /= weights.max() / _PEAK
-    half = weights.astype(np.float16)
+    # Through single precision, as torch converts: rounding twice is not rounding once.
+    half = weights.astype(np.float32).astype(np.float16)
     half[half == 0] = half[half > 0].min()
     return half
 
