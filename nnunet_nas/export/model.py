@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from nnunet_nas.architecture import NETWORK_ERRORS, one_line
@@ -75,12 +76,14 @@ def load_model(folder: Path, folds: Sequence[str], checkpoint: str, *, step: flo
             f"{folder} has no {checkpoint} of fold {', '.join(missing) or '0'}; there: "
             f"{', '.join(present) or 'none'}: train it first, or choose with -f and -chk"
         )
-    predictor = nnUNetPredictor(
-        tile_step_size=step, use_mirroring=mirroring, device=torch.device("cpu"), allow_tqdm=False
-    )
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            predictor = nnUNetPredictor(
+                tile_step_size=step, use_mirroring=mirroring, device=torch.device("cpu"), allow_tqdm=False
+            )
+            plans = PlansManager(str(folder / "plans.json"))
+            _require_exportable(plans.plans, plans.get_configuration(_configuration(folder)).configuration)
             predictor.initialize_from_trained_model_folder(str(folder), wanted, checkpoint)
     except (*NETWORK_ERRORS, OSError, EOFError, pickle.UnpicklingError) as error:
         raise DataProblem(f"nnU-Net cannot load {folder} ({one_line(error)}): train it again") from error
@@ -101,7 +104,6 @@ def recipe_of(model: TrainedModel, networks: Sequence[Network], postprocessing: 
     predictor = model.predictor
     plans, manager, labels = predictor.plans_manager, predictor.configuration_manager, predictor.label_manager
     configuration, dataset = manager.configuration, predictor.dataset_json
-    _require_exportable(plans.plans, configuration)
     return Recipe(
         networks=tuple(networks),
         reader=plans.plans["image_reader_writer"],
@@ -121,7 +123,7 @@ def recipe_of(model: TrainedModel, networks: Sequence[Network], postprocessing: 
         model={
             "dataset": plans.dataset_name,
             "plans": plans.plans_name,
-            "configuration": model.folder.name.rpartition("__")[2],
+            "configuration": _configuration(model.folder),
             "trainer": model.folder.name.partition("__")[0],
             "folds": list(model.folds),
             "checkpoint": model.checkpoint,
@@ -129,6 +131,10 @@ def recipe_of(model: TrainedModel, networks: Sequence[Network], postprocessing: 
         },
         unverified="this export was not compared with nnU-Net's own prediction",
     )
+
+
+def _configuration(folder: Path) -> str:
+    return folder.name.rpartition("__")[2]
 
 
 def _require_exportable(plans: dict[str, Any], configuration: dict[str, Any]) -> None:
