@@ -51,6 +51,7 @@ class Used:
 _TRAINER = "nnunetv2.training.nnUNetTrainer.nnUNetTrainer:nnUNetTrainer"
 _PLANS = "nnunetv2.utilities.plans_handling.plans_handler"
 _EVALUATION = "nnunetv2.evaluation.evaluate_predictions"
+_PREDICTOR = "nnunetv2.inference.predict_from_raw_data:nnUNetPredictor"
 _BLOCKS = "dynamic_network_architectures.building_blocks"
 _LOOP = "the searches follow nnU-Net's training loop"
 _FILES = "nnU-Net's results are found by these names"
@@ -269,6 +270,37 @@ CONTRACT: tuple[Used, ...] = (
         "segmentations are read through it",
         attributes=("read_seg",),
     ),
+    # Export
+    Used(
+        f"{_PREDICTOR}.__init__",
+        "exports are compared with it",
+        (
+            *("tile_step_size", "use_gaussian", "use_mirroring", "perform_everything_on_device", "device", "verbose"),
+            *("verbose_preprocessing", "allow_tqdm"),
+        ),
+    ),
+    Used(
+        f"{_PREDICTOR}.initialize_from_trained_model_folder",
+        "trained models are loaded by it",
+        ("model_training_output_dir", "use_folds", "checkpoint_name"),
+        words=("dataset.json", "plans.json", "network_weights", "inference_allowed_mirroring_axes"),
+    ),
+    Used(
+        f"{_PREDICTOR}.predict_from_files_sequential",
+        "exports are compared with what it writes",
+        (
+            *("list_of_lists_or_source_folder", "output_folder_or_list_of_truncated_output_files"),
+            *("save_probabilities", "overwrite", "folder_with_segs_from_prev_stage"),
+        ),
+    ),
+    Used(
+        _PREDICTOR,
+        "exports are made of what it loads",
+        attributes=(
+            *("network", "list_of_parameters", "plans_manager", "configuration_manager", "label_manager"),
+            *("dataset_json", "allowed_mirroring_axes"),
+        ),
+    ),
     # Names of files and folders
     Used(
         "nnunetv2.run.run_training:maybe_load_checkpoint",
@@ -285,6 +317,7 @@ CONTRACT: tuple[Used, ...] = (
     Used("command:nnUNetv2_plan_experiment", "users are told to run it", words=("-d",)),
     Used("command:nnUNetv2_preprocess", "users are told to run it", words=("-d", "-c")),
     Used("command:nnUNetv2_evaluate_folder", "users are told to run it", words=("-djfile", "-pfile")),
+    Used("command:nnUNetv2_find_best_configuration", "its postprocessing is exported"),
     Used(
         "nnunetv2.paths",
         "data, plans, results and trainers are found by these variables",
