@@ -19,7 +19,7 @@ from typing import Any
 
 # What pyproject.toml asks for, and the versions of which the tests were run.
 NNUNET_VERSIONS = ">=2.8,<3"
-RUN_WITH = {"nnunetv2": ("2.8.1",), "torch": ("2.14.1", "2.15.0")}
+RUN_WITH = {"nnunetv2": ("2.8.1",), "torch": ("2.4.1", "2.14.1", "2.15.0")}
 
 
 @dataclass(frozen=True)
