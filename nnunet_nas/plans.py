@@ -211,6 +211,16 @@ class Plans:
         return cls({**cls.read(source).content, "plans_name": path.stem}, path)
 
     @property
+    def name(self) -> str:
+        """The identifier by which nnU-Net knows the plans."""
+        return str(self.content["plans_name"])
+
+    @property
+    def dataset_name(self) -> str:
+        """Full name of the data set."""
+        return str(self.content["dataset_name"])
+
+    @property
     def configurations(self) -> dict[str, Any]:
         """All entries, by name."""
         found: dict[str, Any] = self.content["configurations"]
@@ -378,10 +388,10 @@ class Plans:
 
     def _extend(self, derived: Sequence[DerivedConfiguration], *, overwrite: bool) -> list[str]:
         """Adds to the content; names of the configurations that were not there."""
-        if self.content["plans_name"] != self.path.stem:
+        if self.name != self.path.stem:
             # nnU-Net names the results folder by the inner name and reads -p by the file's: they must agree.
             raise DataProblem(
-                f"{self.path} calls itself plans_name={self.content['plans_name']}: set it to {self.path.stem}, or "
+                f"{self.path} calls itself plans_name={self.name}: set it to {self.path.stem}, or "
                 f"nnU-Net would train and predict in different folders"
             )
         for item in derived:
@@ -424,8 +434,8 @@ class Plans:
         results = os.environ.get("nnUNet_results")
         if not results or "dataset_name" not in self.content:
             return []
-        suffix = f"__{self.content['plans_name']}__{name}"
-        folder = Path(results) / self.content["dataset_name"]
+        suffix = f"__{self.name}__{name}"
+        folder = Path(results) / self.dataset_name
         return sorted(entry for entry in folder.iterdir() if entry.name.endswith(suffix)) if folder.is_dir() else []
 
 

@@ -48,7 +48,7 @@ def found_configuration(plans: Plans, name: str) -> Found:
     if method is None or method.refit is None:
         ours = [key for key, entry in plans.configurations.items() if "nas" in entry]
         raise DataProblem(
-            f"configuration {name} of {plans.content['dataset_name']} is not the result of a search; there: "
+            f"configuration {name} of {plans.dataset_name} is not the result of a search; there: "
             f"{', '.join(ours) or 'none yet'}"
         )
     return Found(plans, name, configuration["architecture"], configuration["nas"])
@@ -89,11 +89,7 @@ def transfer(found: Found, plans: Plans, base: str) -> tuple[DerivedConfiguratio
         )
     record = found.record
     architecture, notes = part(METHODS[record["method"]].refit)(found, spec)
-    source = {
-        "dataset": found.plans.content["dataset_name"],
-        "plans": found.plans.content["plans_name"],
-        "configuration": found.name,
-    }
+    source = {"dataset": found.plans.dataset_name, "plans": found.plans.name, "configuration": found.name}
     provenance = Provenance(
         record["method"],
         plans.digest(base),

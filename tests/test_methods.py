@@ -28,6 +28,7 @@ from nnunet_nas.methods import (
     trainers,
     with_settings,
 )
+from nnunet_nas.plans import Plans
 from nnunet_nas.settings import setting
 
 
@@ -204,5 +205,5 @@ def test_a_search_by_a_fifth_method_is_no_backbone(dataset, fifth_method, nnunet
         folder = results / f"{trainer}__nnUNetPlans__2d" / "fold_0"
         folder.mkdir(parents=True)
         (folder / "checkpoint_final.pth").touch()
-    address = BackboneAddress(dataset.name, "nnUNetPlans", "2d", 0, None, "checkpoint_final.pth")
+    address = BackboneAddress(Plans.of(dataset, "nnUNetPlans"), "2d", 0, None, "checkpoint_final.pth")
     assert find_checkpoint(address)[1] == "nnUNetTrainer_5epochs"

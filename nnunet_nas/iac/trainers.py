@@ -25,8 +25,8 @@ from nnunet_nas.iac.settings import CellSettings, IACLTHSettings, IACSettings
 from nnunet_nas.iac.supernet import IACSupernet
 from nnunet_nas.plans import DerivedConfiguration
 from nnunet_nas.search import BilevelSearchTrainer, SearchTrainer
-from nnunet_nas.skips.backbone import Backbone, BackboneAddress, load_backbone_checkpoint
-from nnunet_nas.skips.unet import SkipUNet, load_backbone, require_skips
+from nnunet_nas.skips.backbone import start_from_backbone
+from nnunet_nas.skips.unet import SkipUNet, require_skips
 from nnunet_nas.trainer import to_bytes
 
 THETA_0 = "theta_0.pth"
@@ -59,25 +59,11 @@ class CellSearchTrainer(SearchTrainer):
 
     def prepare(self) -> None:
         """Puts the fold's trained backbone into the supernet, freezes it, and keeps the initial cell weights."""
-        self.backbone = self._load_backbone()
-        load_backbone(self.network, self.backbone.weights)
+        trained_by = self.settings.backbone_trainer
+        self.backbone = start_from_backbone(self, self.network, self.configuration_name, trained_by)
         self.network.freeze_backbone()
         self.history = CellHistory()
         self._theta_0 = to_bytes(self.network.cell_state())
-
-    def _load_backbone(self) -> Backbone:
-        address = BackboneAddress(
-            dataset=self.plans_manager.dataset_name,
-            plans=self.plans_manager.plans_name,
-            configuration=self.configuration_name,
-            fold=self.fold,
-            trainer=self.settings.backbone_trainer,
-            checkpoint=self.settings.backbone_checkpoint,
-        )
-        backbone = load_backbone_checkpoint(address, self.plans_manager.plans)
-        self.inherit_mirroring(backbone.mirroring)
-        self.print_to_log_file(f"Backbone: {backbone.path}")
-        return backbone
 
     def on_train_start(self) -> None:
         """nnU-Net's preparations; theta_0 goes to the disk before the first step."""

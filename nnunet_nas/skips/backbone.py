@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +16,10 @@ from nnunet_nas.environment import dataset_number, folder_from_environment
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.methods import trainers
 from nnunet_nas.plans import Plans
+from nnunet_nas.skips.unet import SkipUNet, load_backbone
+
+if TYPE_CHECKING:
+    from nnunet_nas.trainer import ConfiguredTrainer
 
 
 @dataclass(frozen=True)
@@ -23,16 +27,14 @@ class BackboneAddress:
     """Where nnU-Net keeps the results of one training.
 
     Attributes:
-        dataset: full name of the data set.
-        plans: plans identifier.
+        plans: that it was trained with.
         configuration: the configuration that was trained.
         fold: 0 to 4, or `all`.
         trainer: its class name; None: nnUNetTrainer, or else the only one that is there.
         checkpoint: file name in the fold's folder, or a path.
     """
 
-    dataset: str
-    plans: str
+    plans: Plans
     configuration: str
     fold: int | str
     trainer: str | None
@@ -40,8 +42,8 @@ class BackboneAddress:
 
     def train_command(self) -> str:
         """The call that trains it."""
-        number = dataset_number(self.dataset)
-        return commands.train(number, self.configuration, self.fold, plans=self.plans, trainer=self.trainer)
+        number = dataset_number(self.plans.dataset_name)
+        return commands.train(number, self.configuration, self.fold, plans=self.plans.name, trainer=self.trainer)
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,31 @@ class Backbone:
         return path.relative_to(results).as_posix() if path.is_relative_to(results) else str(path)
 
 
-def load_backbone_checkpoint(address: BackboneAddress, plans: dict[str, Any]) -> Backbone:
-    """Finds and reads a backbone.
+def start_from_backbone(
+    trainer: ConfiguredTrainer, network: SkipUNet, configuration: str, trained_by: str | None
+) -> Backbone:
+    """Puts the trained backbone of a trainer's fold into its network; the trainer mirrors from now on as that did.
 
     Args:
-        address: what to look for.
-        plans: content of the present plans file, which the backbone must have been trained with.
+        trainer: of the modules in the skips.
+        network: of that trainer, without wrappers.
+        configuration: that the backbone was trained for.
+        trained_by: class name of the backbone's trainer; None: see `BackboneAddress`.
+
+    Raises:
+        DataProblem: no backbone of this fold, or one that does not fit.
+    """
+    checkpoint = trainer.settings.backbone_checkpoint
+    plans = Plans(trainer.plans_manager.plans)
+    backbone = load_checkpoint(BackboneAddress(plans, configuration, trainer.fold, trained_by, checkpoint))
+    load_backbone(network, backbone.weights)
+    trainer.inherit_mirroring(backbone.mirroring)
+    trainer.print_to_log_file(f"Backbone: {backbone.path}")
+    return backbone
+
+
+def load_checkpoint(address: BackboneAddress) -> Backbone:
+    """Finds and reads a backbone.
 
     Raises:
         DataProblem: not trained yet (the message is the command to do so), several trainers to choose from, not
@@ -97,7 +118,7 @@ def load_backbone_checkpoint(address: BackboneAddress, plans: dict[str, Any]) ->
         raise DataProblem(
             f"{path} is not a checkpoint of nnU-Net ({kind}): train it again: {address.train_command()}"
         ) from error
-    _require_same_plans(path, trained, address, plans)
+    _require_same_plans(path, trained, address)
     mirroring = checkpoint.get("inference_allowed_mirroring_axes")
     weights = {key.removeprefix("module."): value for key, value in weights.items()}
     return Backbone(path, trainer, weights, None if mirroring is None else tuple(mirroring))
@@ -115,8 +136,8 @@ def find_checkpoint(address: BackboneAddress) -> tuple[Path, str | None]:
             correct = commands.set_search("METHOD", "backbone_checkpoint=FILE")
             raise DataProblem(f"backbone_checkpoint={address.checkpoint} is no file: correct it with {correct}")
         return path, None
-    folder = folder_from_environment("nnUNet_results") / address.dataset
-    suffix = f"__{address.plans}__{address.configuration}"
+    folder = folder_from_environment("nnUNet_results") / address.plans.dataset_name
+    suffix = f"__{address.plans.name}__{address.configuration}"
     found = {
         entry.name.removesuffix(suffix): entry / f"fold_{address.fold}" / address.checkpoint
         for entry in (folder.iterdir() if folder.is_dir() else ())
@@ -142,19 +163,19 @@ def _only(trained: Mapping[str, Path], address: BackboneAddress) -> str:
         choose = commands.set_search(
             "METHOD",
             "backbone_trainer=NAME",
-            dataset=dataset_number(address.dataset),
+            dataset=dataset_number(address.plans.dataset_name),
             configuration=address.configuration,
-            plans=address.plans,
+            plans=address.plans.name,
         )
         raise DataProblem(f"backbones of several trainers: {', '.join(sorted(trained))}; choose one with {choose}")
     return next(iter(trained))
 
 
-def _require_same_plans(path: Path, trained: Any, address: BackboneAddress, plans: dict[str, Any]) -> None:
+def _require_same_plans(path: Path, trained: Any, address: BackboneAddress) -> None:
     name = trained.get("configuration")
     if name != address.configuration:
         raise DataProblem(f"{path} was trained for configuration {name}, not {address.configuration}")
-    if Plans(trained["plans"]).digest(name) != Plans(plans).digest(name):
+    if Plans(trained["plans"]).digest(name) != address.plans.digest(name):
         raise DataProblem(
             f"{path} was trained with another version of configuration {name} (planned again since?): restore the "
             f"plans it was trained with, or train it again: {address.train_command()}"

@@ -20,9 +20,9 @@ from nnunet_nas.methods import METHODS, retrofitted
 from nnunet_nas.plans import Plans
 from nnunet_nas.randomness import seed_everything
 from nnunet_nas.settings import read_settings
-from nnunet_nas.skips.backbone import BackboneAddress, load_backbone_checkpoint
+from nnunet_nas.skips.backbone import start_from_backbone
 from nnunet_nas.skips.settings import IACRetrofitSettings
-from nnunet_nas.skips.unet import SkipUNet, load_backbone
+from nnunet_nas.skips.unet import SkipUNet
 from nnunet_nas.trainer import ConfiguredTrainer
 
 _FRESH = commands.set_search(IACRetrofitSettings.method, "init=random")
@@ -86,28 +86,14 @@ class nnUNetTrainerIACRetrofit(ConfiguredTrainer):
         Raises:
             DataProblem: no backbone of this fold, one that does not fit, or theta_0 was lost.
         """
-        network = self.unwrapped()
-        backbone = load_backbone_checkpoint(self._backbone_address(), self.plans_manager.plans)
-        load_backbone(network, backbone.weights)
-        self.inherit_mirroring(backbone.mirroring)
-        self.print_to_log_file(f"Backbone: {backbone.path}")
+        network, base = self.unwrapped(), self.plans_manager.plans["configurations"][self.configuration_name]
+        start_from_backbone(self, network, base["inherits_from"], self.record["backbone_trainer"])
         if self._starts_from_theta_0():
             path = self._search_folder() / "theta_0.pth"
             _load_theta_0(network, path)
             self.print_to_log_file(f"Initial weights of the cells: {path}")
         else:
             self.print_to_log_file(f"Initial weights of the cells: random, seed {self.settings.seed}")
-
-    def _backbone_address(self) -> BackboneAddress:
-        plans = self.plans_manager.plans
-        return BackboneAddress(
-            dataset=plans["dataset_name"],
-            plans=plans["plans_name"],
-            configuration=plans["configurations"][self.configuration_name]["inherits_from"],
-            fold=self.fold,
-            trainer=self.record["backbone_trainer"],
-            checkpoint=self.settings.backbone_checkpoint,
-        )
 
     def _starts_from_theta_0(self) -> bool:
         if self.settings.init == "auto":
