@@ -26,6 +26,8 @@ class Method:
         trainer: the trainer that reads those settings.
         in_backbone: whether its results are trained inside a frozen backbone, by the retrofit.
         refit: fits a result to other plans, see `transfer`; None where nothing is found.
+        answer: argument of its networks that holds what was found; empty where there is nothing to draw.
+        draw: draws that from a network's arguments into a file, under a title.
         history: schema of what its search records, see `histories`; None where nothing is recorded.
         dynamics: function from such a history to `Dynamics`; likewise.
     """
@@ -36,6 +38,8 @@ class Method:
     trainer: str | None = None
     in_backbone: bool = False
     refit: str | None = None
+    answer: str = ""
+    draw: str | None = None
     history: str | None = None
     dynamics: str | None = None
 
@@ -82,6 +86,8 @@ METHODS = {
             trainer="nnunet_nas.iac.trainers:nnUNetTrainerIACSearch",
             in_backbone=True,
             refit="nnunet_nas.iac.refit:refit",
+            answer="cells",
+            draw="nnunet_nas.iac.drawing.cell:draw_answer",
             history="nnunet_nas.iac.history:CellHistory",
             dynamics="nnunet_nas.iac.dynamics:dynamics",
         ),
@@ -92,6 +98,8 @@ METHODS = {
             trainer="nnunet_nas.iac.trainers:nnUNetTrainerIACLTHSearch",
             in_backbone=True,
             refit="nnunet_nas.iac.refit:refit",
+            answer="cells",
+            draw="nnunet_nas.iac.drawing.cell:draw_answer",
             history="nnunet_nas.iac.history:CellHistory",
             dynamics="nnunet_nas.iac.dynamics:dynamics",
         ),
@@ -106,6 +114,8 @@ METHODS = {
             settings="nnunet_nas.dints.settings:DiNTSSettings",
             trainer="nnunet_nas.dints.trainers:nnUNetTrainerDiNTSSearch",
             refit="nnunet_nas.dints.refit:refit",
+            answer="topology",
+            draw="nnunet_nas.dints.drawing:draw_answer",
             history="nnunet_nas.dints.history:TopologyHistory",
             dynamics="nnunet_nas.dints.dynamics:dynamics",
         ),

@@ -43,7 +43,7 @@ def test_every_part_exists_and_is_its_methods(name):
     if method.searches:
         assert part(method.trainer).settings_class is part(method.settings)
     assert (method.history is None) == (method.dynamics is None)
-    for reference in filter(None, (method.refit, method.history, method.dynamics)):
+    for reference in filter(None, (method.refit, method.draw, method.history, method.dynamics)):
         assert callable(part(reference))
 
 
@@ -120,6 +120,7 @@ def fifth_method(monkeypatch):
     room = ModuleType("toy_room")
     room.ToySettings, room.refit = ToySettings, refit_toy
     room.ToyHistory, room.dynamics = ToyHistory, toy_dynamics
+    room.draw = lambda arguments, path, title: path.write_text(f"{title}: {arguments['width']}")
     room.nnUNetTrainerToySearch = type("nnUNetTrainerToySearch", (), {"settings_class": ToySettings})
     monkeypatch.setitem(sys.modules, "toy_room", room)
     row = Method(
@@ -129,6 +130,8 @@ def fifth_method(monkeypatch):
         trainer="toy_room:nnUNetTrainerToySearch",
         in_backbone=True,
         refit="toy_room:refit",
+        answer="width",
+        draw="toy_room:draw",
         history="toy_room:ToyHistory",
         dynamics="toy_room:dynamics",
     )
@@ -195,6 +198,17 @@ def test_transfer_and_ls_take_a_fifth_method(dataset, capsys, fifth_method):
         line.split()[:6] for line in output.out.splitlines()
     ]
     assert output.err == f"next: nnUNetv2_train 11 2d_toy 0 -tr {retrofit_trainer()}\n"
+
+
+def test_draw_takes_a_fifth_method(dataset, capsys, fifth_method, tmp_path):
+    plans = read(dataset)
+    architecture = plans["configurations"]["2d"]["architecture"]
+    drawn = {**architecture, "arch_kwargs": {**architecture["arch_kwargs"], "width": 8}}
+    plans["configurations"]["mine"] = {"inherits_from": "2d", "architecture": drawn}
+    (dataset / "nnUNetPlans.json").write_text(json.dumps(plans))
+    assert main(["draw", "-d", "11", "-c", "mine", "-o", str(tmp_path / "width.txt")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'width.txt'}\n"
+    assert (tmp_path / "width.txt").read_text() == "mine: 8"
 
 
 def test_a_search_by_a_fifth_method_is_no_backbone(dataset, fifth_method, nnunet_folders):

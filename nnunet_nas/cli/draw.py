@@ -13,6 +13,7 @@ from pathlib import Path
 from nnunet_nas.cli.common import add_dataset_arguments
 from nnunet_nas.environment import find_preprocessed_dataset
 from nnunet_nas.errors import DataProblem
+from nnunet_nas.methods import METHODS, part
 from nnunet_nas.plans import Plans
 
 SUMMARY = "draw a searched cell or topology"
@@ -30,21 +31,12 @@ def run(args: argparse.Namespace) -> int:
     plans = Plans.of(find_preprocessed_dataset(args.d), args.p)
     kwargs = plans.resolve(args.c).get("architecture", {}).get("arch_kwargs", {})
     path = Path(f"{args.c}.png") if args.o is None else args.o
-    if "topology" in kwargs:
-        from nnunet_nas.dints.drawing import draw_topology
-        from nnunet_nas.dints.topology import Topology
-
-        topology = Topology.from_json(kwargs["topology"])
-        draw_topology(topology, path, first_level=int(kwargs.get("first_level", 0)), title=args.c)
-    elif "cells" in kwargs:
-        from nnunet_nas.iac.drawing.cell import draw_cell
-        from nnunet_nas.iac.genotype import Genotype
-
-        draw_cell(Genotype.from_json(kwargs["cells"]["genotype"]), path, title=args.c)
-    else:
-        raise DataProblem(
-            f"configuration {args.c} has neither searched cells nor a topology: nothing to draw; nnunet_nas ls shows "
-            f"which have"
-        )
-    print(path)
-    return 0
+    for method in METHODS.values():
+        if method.draw and method.answer in kwargs:
+            part(method.draw)(kwargs, path, args.c)
+            print(path)
+            return 0
+    raise DataProblem(
+        f"configuration {args.c} has neither searched cells nor a topology: nothing to draw; nnunet_nas ls shows which "
+        f"have"
+    )

@@ -48,6 +48,12 @@ _NAMES = {
 }
 
 
+def draw_answer(arguments: dict[str, Any], path: Path, title: str) -> None:
+    """The topology of a network's `arch_kwargs`; see `draw_topology`."""
+    topology = Topology.from_json(arguments["topology"])
+    draw_topology(topology, path, first_level=int(arguments.get("first_level", 0)), title=title)
+
+
 def draw_topology(topology: Topology, path: Path, *, first_level: int = 0, title: str | None = None) -> None:
     """Draws a topology 7 inches wide (two columns of a paper) at 200 dots per inch.
 

@@ -36,6 +36,11 @@ _BAR_WIDTH = 0.24
 _IN_A_BOX: dict[str, Any] = {"fontsize": 7, "ha": "center", "va": "center", "zorder": 5}
 
 
+def draw_answer(arguments: dict[str, Any], path: FilePath, title: str) -> None:
+    """The cell of a network's `arch_kwargs`; see `draw_cell`."""
+    draw_cell(Genotype.from_json(arguments["cells"].get("genotype")), path, title=title)
+
+
 def draw_cell(genotype: Genotype, path: FilePath, title: str | None = None) -> None:
     """Draws a discrete cell as a graph, 3.5 inches wide (a column of a paper) at 300 dots per inch.
 
