@@ -121,7 +121,6 @@ class ChainDecoder(nn.Module):
         """`levels` from the image's resolution down; `coarsest` is where the chain begins."""
         super().__init__()
         self.deep_supervision = deep_supervision
-        self.coarsest = coarsest
         self.refine = nn.ModuleList(Refine(blocks, levels, level) for level in range(coarsest))
         self.activation = blocks.activation(shared=True)
         kernel = (1,) * blocks.dimensions
@@ -131,9 +130,11 @@ class ChainDecoder(nn.Module):
 
     def forward(self, nodes: dict[int, Tensor]) -> Tensor | list[Tensor]:
         """Logits of nodes by level; with deep supervision a list from the highest resolution down."""
-        x, outputs = nodes[self.coarsest], []
-        for level in range(self.coarsest, -1, -1):
-            if level < self.coarsest:
+        # The coarsest there is: of a supernet that computes one topology alone it may be a finer one.
+        coarsest = max(nodes)
+        x, outputs = nodes[coarsest], []
+        for level in range(coarsest, -1, -1):
+            if level < coarsest:
                 x = self.refine[level](x)
                 if level in nodes:
                     x = x + nodes[level]

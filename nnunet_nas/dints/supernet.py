@@ -19,7 +19,7 @@ from torch.nn.functional import conv2d, conv3d, instance_norm, pad
 
 from nnunet_nas.blocks import Blocks
 from nnunet_nas.commands import set_search
-from nnunet_nas.dints.network import ChainDecoder, LayeredEncoder, MultiResolutionNet
+from nnunet_nas.dints.network import ChainDecoder, LayeredEncoder, MultiResolutionNet, edge_key
 from nnunet_nas.dints.operations import (
     OPERATIONS,
     SKIP,
@@ -31,7 +31,7 @@ from nnunet_nas.dints.operations import (
     operation_steps,
 )
 from nnunet_nas.dints.probabilities import marginals
-from nnunet_nas.dints.topology import edges
+from nnunet_nas.dints.topology import Topology, edges
 from nnunet_nas.errors import DataProblem
 
 # Stands for minus infinity among operations that a level does not have.
@@ -102,6 +102,15 @@ class MixedEdge(nn.Module):
             total = total + _at_least_single(weighted_norm(operation.norm, operation.convs(activated), weight))
         return total
 
+    def single(self, x: Tensor, activated: Tensor, operation: str) -> Tensor:
+        """One operation alone, as `network.Edge` computes it; arguments as of `forward`."""
+        if self.resample is not None:
+            x = self.resample(activated)
+        if operation == SKIP:
+            return x
+        output: Tensor = self.operations[operation](activated if self.resample is None else self.activation(x))
+        return output
+
     def _mixed(self, activated: Tensor, weights: Tensor) -> Tensor:
         """One convolution with the mixture of all kernels, one normalisation with the mixture of all affine parts."""
         parts = list(self.operations.values())
@@ -163,7 +172,13 @@ def _unit(kernel: Tensor) -> Tensor:
 
 
 class SuperEncoder(LayeredEncoder):
-    """Stems at every level and all edges of all layers."""
+    """Stems at every level and all edges of all layers.
+
+    Attributes:
+        topology: where it is not None, this one alone is computed, with weight 1 and the shared weights.
+    """
+
+    topology: Topology | None = None
 
     def __init__(
         self,
@@ -191,6 +206,8 @@ class SuperEncoder(LayeredEncoder):
 
     def forward(self, image: Tensor) -> dict[int, Tensor]:
         """Nodes of the last layer by level, (b, c, *spatial), of images (b, c, *spatial)."""
+        if self.topology is not None:
+            return self._of(self.topology, image)
         weights = self.mixing_weights()
         nodes = {int(level): stem(image) for level, stem in self.stems.items()}
         for number, (pairs, layer) in enumerate(zip(self.pairs, self.layers, strict=True)):
@@ -199,6 +216,20 @@ class SuperEncoder(LayeredEncoder):
             for index, ((source, destination), edge) in enumerate(zip(pairs, layer.values(), strict=True)):
                 output = edge(nodes[source], activated[source], weights[number, index])
                 following[destination] = following[destination] + output if destination in following else output
+            nodes = following
+        return nodes
+
+    def _of(self, topology: Topology, image: Tensor) -> dict[int, Tensor]:
+        """Nodes of the last layer that a topology writes; its level 0 is the finest stage that has cells."""
+        finest = min(int(stage) for stage in self.stems)
+        nodes = {level + finest: self.stems[str(level + finest)](image) for level in topology.inputs()}
+        for chosen, layer in zip(topology.layers, self.layers, strict=True):
+            activated = {level: self.activation(node) for level, node in nodes.items()}
+            following: dict[int, Tensor] = {}
+            for (source, destination), operation in sorted(chosen.items(), key=lambda item: item[0][::-1]):
+                start, end = source + finest, destination + finest
+                output = layer[edge_key(start, end)].single(nodes[start], activated[start], operation)
+                following[end] = following[end] + output if end in following else output
             nodes = following
         return nodes
 

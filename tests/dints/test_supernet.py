@@ -187,6 +187,42 @@ def test_a_chain_that_begins_at_a_finer_level_differs_by_the_constants_of_its_no
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("fast", [False, True])
+@FIRST_LEVELS
+@GEOMETRIES
+def test_one_topology_alone_is_the_discrete_network_with_the_same_weights(name, first_level, fast):
+    levels = 3 - first_level
+    kernels = GEOMETRY[name][1][first_level:]
+    network = supernet(name, first_level=first_level, num_layers=3, fast=fast)
+    mixed = network(images(name))
+    # One whose chain begins at the coarsest level, one at the level above.
+    for seed, outputs in ((0, 1 << (levels - 1)), (1, 1 << (levels - 2))):
+        topology = random_topology(levels, len(kernels[0]), kernels, outputs=outputs, seed=seed)
+        network.encoder.topology = topology
+        for ours, theirs in zip(
+            network(images(name)), discrete_twin(network, topology, name, first_level)(images(name)), strict=True
+        ):
+            torch.testing.assert_close(ours, theirs)
+    network.encoder.topology = None
+    for ours, before in zip(network(images(name)), mixed, strict=True):
+        torch.testing.assert_close(ours, before)
+
+
+def test_one_topology_alone_has_gradients_for_its_own_weights_only():
+    topology = Topology(3, ({(0, 0): "conv", (1, 1): SKIP}, {(0, 1): SKIP, (1, 1): "dilated"}))
+    network = supernet("2d")
+    network.encoder.topology = topology
+    size_of(network(images("2d"))).backward()
+    touched = {name for name, value in network.named_parameters() if value.grad is not None and ".layers." in name}
+    assert {".".join(name.split(".")[2:5]) for name in touched} == {
+        "0.0_to_0.operations",
+        "1.0_to_1.resample",
+        "1.1_to_1.operations",
+    }
+    assert not [name for name in touched if "y_x" in name]
+    assert network.encoder.alpha.grad is None
+
+
 def test_without_deep_supervision_there_is_the_finest_output_only():
     whole, single = supernet("2d"), supernet("2d", deep_supervision=False)
     assert single(images("2d")).equal(whole(images("2d"))[0])
