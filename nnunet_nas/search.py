@@ -246,8 +246,8 @@ class SearchTrainer(ResumableTrainer):
             self.logger.log(key, math.nan, self.current_epoch)
         self.logger.log("dice_per_class_or_region", [], self.current_epoch)
 
-    def loss_of(self, batch: dict[str, Any]) -> torch.Tensor:
-        """nnU-Net's loss of one batch.
+    def loss_of(self, batch: dict[str, Any], network: nn.Module | None = None) -> torch.Tensor:
+        """nnU-Net's loss of one batch, of the network that is searched or another one.
 
         Raises:
             DataProblem: it is not a number; the checkpoint of the last epoch stays.
@@ -259,7 +259,7 @@ class SearchTrainer(ResumableTrainer):
         else:
             target = target.to(self.device, non_blocking=True)
         with autocast(self.device.type, enabled=self.device.type == "cuda"):
-            loss: torch.Tensor = self.loss(self.network(data), target)
+            loss: torch.Tensor = self.loss((self.network if network is None else network)(data), target)
         if not torch.isfinite(loss):
             raise DataProblem(
                 f"the loss became {loss.item()} in epoch {self.current_epoch}: the search up to the epoch before is "
@@ -391,7 +391,7 @@ class BilevelSearchTrainer(SearchTrainer):
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """nnU-Net's loaders for the first half; those of the second half serve the architecture."""
-        self._half: int | None = 1
+        self._half: int | str | None = 1
         self.dataloader_architecture, unused = super().get_dataloaders()
         if hasattr(unused, "_finish"):
             unused._finish()
@@ -420,4 +420,12 @@ class BilevelSearchTrainer(SearchTrainer):
                 f"{len(training)}: use a fold with more, or a method that searches on all of them (iac_lth)"
             )
         order = np.random.RandomState(self.settings.seed).permutation(sorted(training))
-        return [str(case) for case in sorted(order[half::2])], validation
+        first, second = ([str(case) for case in sorted(order[start::2])] for start in range(2))
+        return {0: (first, validation), 1: (second, validation), "both": (first, second)}[half]
+
+    def judging_loaders(self) -> tuple[Any, Any]:
+        """nnU-Net's loaders of the first half for training and of the second, as it is, for validation."""
+        self._half = "both"
+        loaders: tuple[Any, Any] = super().get_dataloaders()
+        self._half = None
+        return loaders

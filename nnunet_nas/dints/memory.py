@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from nnunet_nas.architecture import NetworkSpec, build_without_weights
 from nnunet_nas.blocks import Blocks
 from nnunet_nas.complexity import kept_mib
 from nnunet_nas.dints.network import ChainDecoder, Edge
@@ -158,6 +159,13 @@ def measure_memory(
         stems=np.array([stem(stage) for stage in stages]),
         fixed=kept_mib(lambda: decoder(ends), list(decoder.parameters())),
     )
+
+
+def counted_mib(spec: NetworkSpec) -> float:
+    """MiB that autograd keeps when a network is trained as planned, counted without arithmetic."""
+    network = build_without_weights(spec, deep_supervision=True)
+    image = torch.empty(spec.batch_size, spec.input_channels, *spec.patch_size, device="meta")
+    return kept_mib(lambda: network(image), list(network.parameters()))
 
 
 def _on_meta(build: Callable[[], nn.Module]) -> nn.Module:

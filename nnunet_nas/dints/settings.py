@@ -73,6 +73,22 @@ class DiNTSSettings:
         "weight of the topology loss; none: the paper's 0.001 of Eq. 11, or 1 with losses=exact",
         minimum=0,
     )
+    weights_on: Literal["mixture", "samples"] = setting(
+        "mixture",
+        "paper",
+        "what steps of the weights compute; mixture: all edges and operations, weighted; samples: one topology of the "
+        "budget per step, drawn from P(topology | feasible), and x and alpha are not trained",
+    )
+    selection: Literal["argmax", "evidence"] = setting(
+        "argmax",
+        "paper",
+        "what is delivered; argmax: the most probable topology; evidence: of it and of samples the one with the lowest "
+        "loss on the architecture's half of the cases, with shared weights and then after a short training",
+    )
+    samples: int = setting(64, "our choice", "topologies that selection=evidence draws", minimum=1)
+    scoring_batches: int = setting(16, "our choice", "batches that each of them is scored on", minimum=1)
+    finalists: int = setting(8, "our choice", "how many of them are trained for a short while; 1: none", minimum=1)
+    race_iterations: int = setting(250, "our choice", "iterations of that training", minimum=1)
     supernet: Literal["exact", "fast"] = setting(
         "exact", "our choice", "fast mixes kernels instead of outputs: less time and memory, another relaxation"
     )

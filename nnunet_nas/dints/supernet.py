@@ -10,7 +10,8 @@ A node is sum_e m_e sum_n softmax(alpha)_en O_n(edge), with m the closed form of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -297,6 +298,15 @@ class DiNTSSupernet(MultiResolutionNet):
             torch.tensor(exists),
         )
         self.decoder = ChainDecoder(blocks, levels, len(levels) - 1, num_classes, deep_supervision=deep_supervision)
+
+    @contextmanager
+    def computing(self, topology: Topology | None) -> Iterator[None]:
+        """Inside, a topology alone is computed; with None the mixture."""
+        self.encoder.topology = topology
+        try:
+            yield
+        finally:
+            self.encoder.topology = None
 
     def architecture_parameters(self) -> list[nn.Parameter]:
         """alpha and the edges' logits."""

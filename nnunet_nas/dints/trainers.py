@@ -11,21 +11,25 @@ import numpy as np
 import torch
 from torch import autocast
 
-from nnunet_nas.architecture import NetworkSpec, build_without_weights, derive
+from nnunet_nas.architecture import NetworkSpec, derive
 from nnunet_nas.complexity import MIB, kept_mib
 from nnunet_nas.dints.decoding import discretisation_gap
 from nnunet_nas.dints.drawing import draw_progress, draw_topology
 from nnunet_nas.dints.history import TopologyHistory
+from nnunet_nas.dints.judge import Judge
 from nnunet_nas.dints.losses import ArchitectureTerms, exact_terms, paper_terms
-from nnunet_nas.dints.memory import MemoryModel, measure_memory
+from nnunet_nas.dints.memory import MemoryModel, counted_mib, measure_memory
 from nnunet_nas.dints.probabilities import log_feasible, marginals, operation_entropy, pattern_entropy
+from nnunet_nas.dints.sampling import RelaxedTopology, sample_within_budget
 from nnunet_nas.dints.selection import Selection, require_budget, select_topology
 from nnunet_nas.dints.settings import DiNTSSettings
 from nnunet_nas.dints.space import Space
 from nnunet_nas.dints.supernet import DiNTSSupernet
+from nnunet_nas.dints.topology import Topology
 from nnunet_nas.distributed import broadcast
 from nnunet_nas.errors import DataProblem, EnvironmentProblem
 from nnunet_nas.files import replace_file
+from nnunet_nas.histories import HISTORY
 from nnunet_nas.plans import DerivedConfiguration
 from nnunet_nas.search import BilevelSearchTrainer
 
@@ -100,6 +104,7 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         """
         self.space = Space(self.configuration_manager.configuration["architecture"], self.settings)
         self.space.require_divisible(self.configuration_manager.patch_size)
+        self._require_selection()
         self._require_device_memory()
         self.memory: MemoryModel = measure_memory(
             self.space.blocks,
@@ -121,6 +126,18 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
             f"Training memory at batch {self.planned_batch_size} in float32: full network {full:.0f} MiB, smallest "
             f"{smallest:.0f} MiB, budget {self.budget_mib:.0f} MiB"
         )
+
+    def _require_selection(self) -> None:
+        """x and alpha that are not trained have no most probable topology worth delivering.
+
+        Raises:
+            DataProblem: `weights_on=samples` without `selection=evidence`.
+        """
+        if self.settings.weights_on == "samples" and self.settings.selection != "evidence":
+            raise DataProblem(
+                f"weights_on=samples trains neither x nor alpha, whose most probable topology selection=argmax would "
+                f"deliver: set both with {self.set_search('selection=evidence')}"
+            )
 
     def _require_device_memory(self) -> None:
         """Says what the search itself needs, before it runs out of memory hours later.
@@ -174,7 +191,9 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
 
     @property
     def weights_only_epochs(self) -> int:
-        """Epochs before the architecture is trained; one at least is left for it."""
+        """Epochs before the architecture is trained; one at least is left for it, unless it is not trained at all."""
+        if self.settings.weights_on == "samples":
+            return int(self.num_epochs)
         return int(min(round(_WEIGHTS_ONLY_SHARE * self.num_epochs), self.num_epochs - 1))
 
     @property
@@ -186,6 +205,7 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         """Says what the epoch trains; learning rates are set per step."""
         self.network.train()
         self._step = self.current_epoch * self.num_iterations_per_epoch
+        self._drawn = self._draw_topologies()
         rate = self._set_learning_rate()
         self.logger.log("lrs", rate, self.current_epoch)
         self.print_to_log_file("", add_timestamp=False)
@@ -200,6 +220,19 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
             group["lr"] = rate
         return rate
 
+    def relaxed(self) -> RelaxedTopology:
+        """The distribution of topologies at present."""
+        x, alpha = (tensor.detach() for tensor in self.logits())
+        return RelaxedTopology(x.numpy(), torch.softmax(alpha, -1).numpy(), self.space.names, self.memory)
+
+    def _draw_topologies(self) -> list[Topology]:
+        """Those of the epoch's steps, the same in all processes; none where the mixture is trained."""
+        if self.settings.weights_on == "mixture":
+            return []
+        rng = np.random.default_rng([self.settings.seed, self.current_epoch])
+        budget = self.budget_mib if self.has_hard_budget else None
+        return sample_within_budget(self.relaxed(), self.num_iterations_per_epoch, rng, budget_mib=budget)
+
     def train_only(self, *, weights: bool) -> None:
         """Says what the next step has gradients for; the rest costs none."""
         for parameter in self.network.network_parameters():
@@ -211,7 +244,8 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         """One step of the weights on the first half; after their time alone, one of the architecture on the second."""
         self._set_learning_rate()
         self.train_only(weights=True)
-        loss = self.loss_of(batch)
+        with self.network.computing(self._drawn[self._step % len(self._drawn)] if self._drawn else None):
+            loss = self.loss_of(batch)
         self.descend(loss, [self.optimizer], self.network.network_parameters())
         if not self.warming_up:
             self.train_only(weights=False)
@@ -303,6 +337,24 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
             title=f"DiNTS, {self.configuration_name}, fold {self.fold}",
         )
 
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's, of what the epoch trained."""
+        with self.network.computing(self._drawn[0] if self._drawn else None):
+            found: dict[str, Any] = super().validation_step(batch)
+        return found
+
+    def delivered(self) -> Selection:
+        """What goes into the plans, and into the last epoch of the history."""
+        found = self.select(within_budget=self.has_hard_budget)
+        if self.settings.selection == "argmax":
+            return found
+        self.judge = Judge(self)
+        found = self.judge.choose(found)
+        history = self.history
+        history.selected[-1], history.selected_mib[-1] = found.decoded.selected, found.mib
+        history.nll[-1], history.gap[-1] = found.decoded.nll, discretisation_gap(history.edge_logits[-1], found.decoded)
+        return found
+
     def search_state(self) -> dict[str, Any]:
         """Weights, architecture and both optimisers."""
         return {
@@ -329,13 +381,16 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
 
     def results(self) -> list[DerivedConfiguration]:
         """Writes topology and drawing; one configuration, trained by nnU-Net's own trainer."""
-        found = self.select(within_budget=self.has_hard_budget)
+        found = self.delivered()
         content = found.topology.to_json()
-        spec = replace(self.base_spec(), architecture=self.space.network(content))
+        if self.settings.selection == "evidence" and not self.disable_checkpointing:
+            self.history.save(Path(self.output_folder) / HISTORY)
+            self._drawn_epochs = 0
+        spec = self.spec_of(found.topology)
         folder, name = Path(self.output_folder), self.result_name()
         replace_file(folder / TOPOLOGY, json.dumps(content, indent=4).encode())
         draw_topology(found.topology, folder / "topology.png", first_level=self.space.first_level, title=name)
-        counted = _counted_mib(spec)
+        counted = counted_mib(spec)
         price = f", at {found.price:.3g} nats per MiB to meet the budget" if found.price else ""
         self.print_to_log_file(
             f"Topology: {int(found.decoded.selected.sum())} edges, predicted training memory {found.mib:.1f} MiB of "
@@ -344,12 +399,9 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         provenance = self.provenance(training_mib={"predicted": round(found.mib, 3), "counted": round(counted, 3)})
         return [derive(name, self.configuration_name, spec, provenance)]
 
-
-def _counted_mib(spec: NetworkSpec) -> float:
-    """MiB that autograd keeps when a network is trained as planned, counted without arithmetic."""
-    network = build_without_weights(spec, deep_supervision=True)
-    image = torch.empty(spec.batch_size, spec.input_channels, *spec.patch_size, device="meta")
-    return kept_mib(lambda: network(image), list(network.parameters()))
+    def spec_of(self, topology: Topology) -> NetworkSpec:
+        """The network that the plans get with a topology."""
+        return replace(self.base_spec(), architecture=self.space.network(topology.to_json()))
 
 
 def _supernet(space: Space, settings: DiNTSSettings, input_channels: int, num_classes: int) -> DiNTSSupernet:

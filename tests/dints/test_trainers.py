@@ -23,6 +23,7 @@ from searches import (
 from nnunet_nas.architecture import build_network, network_spec
 from nnunet_nas.dints.decoding import most_probable
 from nnunet_nas.dints.history import TopologyHistory
+from nnunet_nas.dints.judge import Judge
 from nnunet_nas.dints.selection import smallest_network
 from nnunet_nas.dints.topology import Topology
 from nnunet_nas.dints.trainers import nnUNetTrainerDiNTSSearch
@@ -151,6 +152,93 @@ def test_killed_after_the_last_epoch_it_ends_as_without(searchable, monkeypatch,
     again = run(searchable, resume=True)
     assert NAME in read_plans(searchable)["configurations"]
     assert again.select(within_budget=True).topology == trainer.select(within_budget=True).topology
+
+
+EVIDENCE = {"selection": "evidence", "samples": 5, "scoring_batches": 2, "finalists": 3, "race_iterations": 2}
+
+
+def scores_of(trainer):
+    return json.loads((Path(trainer.output_folder) / "candidates.json").read_text())["candidates"]
+
+
+@NO_PICTURES
+@pytest.mark.parametrize("weights_on", [pytest.param("mixture", marks=SLOW), "samples"])
+def test_evidence_chooses_what_is_delivered_and_an_interruption_costs_one_score(searchable, weights_on):
+    set_settings(searchable, "2d", "dints", **EVIDENCE, weights_on=weights_on, sigma=0.5)
+    trainer, trained = make(searchable), Judge.trained_loss
+    asked = []
+
+    def die_at_the_second(self, topology):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(topology)
+        return trained(self, topology)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Judge, "trained_loss", die_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run_training()
+    assert NAME not in read_plans(searchable)["configurations"]
+    left = scores_of(trainer)
+    assert [sum(key in entry for entry in left) for key in ("shared_loss", "trained_loss")] == [len(left), 1]
+    assert 1 < len(left) <= 6
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Judge, "shared_loss", None)
+        again = run(searchable, resume=True)
+    scores, result = scores_of(again), read_plans(searchable)["configurations"][NAME]
+    losses = {number: entry["trained_loss"] for number, entry in enumerate(scores) if "trained_loss" in entry}
+    assert len(losses) == 3
+    winner = scores[min(losses, key=losses.get)]["topology"]
+    assert result["architecture"]["arch_kwargs"]["topology"] == winner
+    assert json.loads((Path(again.output_folder) / "topology.json").read_text()) == winner
+    assert result["nas"]["training_mib"]["counted"] <= again.budget_mib
+    history = TopologyHistory.load(Path(again.output_folder) / "search_history.npz")
+    np.testing.assert_array_equal(history.selected[-1], Topology.from_json(winner).selected())
+
+    start_again(searchable)
+    assert scores_of(run(searchable)) == scores
+    assert read_plans(searchable)["configurations"][NAME]["architecture"] == result["architecture"]
+
+
+@NO_PICTURES
+def test_candidates_are_judged_on_the_half_that_the_weights_have_not_seen(searchable):
+    set_settings(searchable, "2d", "dints", **EVIDENCE, weights_on="samples")
+    trainer = make(searchable)
+    trainer.on_train_start()
+    halves = [set(loader.data_loader._data.identifiers) for loader in trainer.loaders()[::2]]
+    training, judging = (set(loader.data_loader._data.identifiers) for loader in trainer.judging_loaders())
+    assert [training, judging] == halves
+
+
+@NO_PICTURES
+def test_weights_trained_on_samples_leave_the_distribution_as_it_is(searchable):
+    set_settings(searchable, "2d", "dints", **EVIDENCE, weights_on="samples")
+    trainer = make(searchable)
+    trainer.on_train_start()
+    architecture = [parameter.detach().clone() for parameter in trainer.network.architecture_parameters()]
+    weights = [parameter.detach().clone() for parameter in trainer.network.network_parameters()]
+    trainer.current_epoch = 3
+    trainer.on_train_epoch_start()
+    (drawn,) = trainer._drawn
+    trainer.train_step(next(trainer.dataloader_train))
+    for now, then in zip(trainer.network.architecture_parameters(), architecture, strict=True):
+        assert now.equal(then)
+    moved = set()
+    names = {id(parameter): name for name, parameter in trainer.network.named_parameters()}
+    for now, then in zip(trainer.network.network_parameters(), weights, strict=True):
+        name = names[id(now)].split(".")
+        if not now.equal(then) and name[1] == "layers":
+            moved.add((int(name[2]), name[3]))
+    edges_drawn = {(n, f"{source}_to_{end}") for n, layer in enumerate(drawn.layers) for source, end in layer}
+    assert moved
+    assert moved <= edges_drawn
+
+
+@NO_PICTURES
+def test_weights_trained_on_samples_need_evidence(searchable, capsys):
+    set_settings(searchable, "2d", "dints", weights_on="samples")
+    assert "selection=evidence" in refused(4, make(searchable).run_training, capsys)
 
 
 @NO_PICTURES
