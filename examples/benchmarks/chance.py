@@ -1,0 +1,281 @@
+"""What a search's answer owes to the data, and what it is worth beside random answers of its size.
+
+    python examples/benchmarks/chance.py search -d 107 -o searches.csv architecture_lr=0.1
+    python examples/benchmarks/chance.py search -d 107 -o searches.csv -arm no_lseg --without_segmentation
+    python examples/benchmarks/chance.py agree searches.csv
+    python examples/benchmarks/chance.py train -d 107 -o trainings.csv -searches searches.csv
+    python examples/benchmarks/chance.py compare trainings.csv
+
+`search` runs the search with several seeds of data and weights from one start of alpha; `agree` says how much the
+answers have in common, and how much random feasible topologies have that are matched to each of them in edges, skips
+and, within a tenth, memory. `train` trains what was found, random topologies of its size and nnU-Net's own network with
+equal iterations and the same seeds; `compare` says what the search was worth. Tables have one row per finished run; a
+run that is there already is not repeated, so that a kill costs one run.
+
+Needs nnUNet_raw, and nnUNet_preprocessed with the configuration `2d` of the data set, of which a small one is derived.
+Settings of the search are given as to `nnunet_nas set_search`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import itertools
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from nnunet_nas.cli.common import format_table
+from nnunet_nas.dints.sampling import Size, edge_jaccard, same_operation, sample_like, size_of
+from nnunet_nas.dints.topology import Topology
+from nnunet_nas.files import replace_file
+
+# Before nnU-Net reads its folders: what trainers write beside their result goes away with the process.
+_RESULTS = tempfile.TemporaryDirectory(prefix="chance_")
+os.environ["nnUNet_results"] = _RESULTS.name
+os.environ["nnUNet_n_proc_DA"] = "0"
+
+SETTINGS = {
+    "num_epochs": 17,
+    "num_iterations_per_epoch": 10,
+    "num_val_iterations_per_epoch": 0,
+    "num_layers": 6,
+    "first_level": 0,
+    "search_batch_size": 4,
+    "architecture_lr": 0.1,
+    "augmentation": False,
+}
+RESAMPLES = 4000
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """Of a table; none where there is none yet."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """One finished run, whole or not at all; several processes may fill one table."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(Path(tempfile.gettempdir()) / f"{path.name}.lock"):
+        rows = [*rows_of(path), row]
+        content = io.StringIO()
+        writer = csv.DictWriter(content, list(dict.fromkeys(itertools.chain(*rows))), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        replace_file(path, content.getvalue().encode())
+
+
+def missing(path: Path, keys: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Those runs that the table does not hold yet."""
+    for key in keys:
+        wanted = {name: str(value) for name, value in key.items()}
+        if not any(wanted.items() <= row.items() for row in rows_of(path)):
+            yield key
+
+
+def problem_of(dataset: int) -> Any:
+    from chance_runs import Problem
+
+    return Problem.load(dataset, patch=48, batch=8, features=8, stages=3)
+
+
+def search(args: argparse.Namespace) -> None:
+    from chance_runs import search_dints
+
+    settings = SETTINGS | {key: _value(text) for key, text in (pair.split("=", 1) for pair in args.settings)}
+    problem = problem_of(args.dataset)
+    runs = ({"dataset": args.dataset, "arm": args.arm, "seed": seed} for seed in range(args.seeds))
+    for key in missing(args.output, runs):
+        row, _ = search_dints(problem, key["seed"], settings, without_segmentation=args.without_segmentation)
+        append(args.output, {**key, **row})
+        _tell(key, f"{row['mib']} MiB, {row['seconds']} s")
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _tell(key: dict[str, Any], text: str) -> None:
+    print(time.strftime("%H:%M:%S"), *key.values(), text, flush=True)
+
+
+def agreement(topologies: list[Topology]) -> tuple[float, float]:
+    """Mean over all pairs: Jaccard index of the edges, and share of equal operations on shared edges."""
+    pairs = list(itertools.combinations(topologies, 2))
+    operations = [same_operation(*pair) for pair in pairs]
+    return float(np.mean([edge_jaccard(*pair) for pair in pairs])), float(np.nanmean(operations))
+
+
+def matched(topology: Topology, uniform: Any, count: int, seed: int) -> list[Topology]:
+    """Random topologies of a size: as many edges and skips, memory within a tenth."""
+    size = size_of(topology, uniform)
+    return sample_like(size, uniform, count, np.random.default_rng(seed), window=Size(0.1 * size.mib, 0, 0))
+
+
+def agree(args: argparse.Namespace) -> None:
+    from chance_runs import space_of
+
+    table, rows = [], rows_of(args.table)
+    for dataset, arm in dict.fromkeys((row["dataset"], row["arm"]) for row in rows):
+        own = [row for row in rows if (row["dataset"], row["arm"]) == (dataset, arm)]
+        found = [Topology.from_json(json.loads(row["topology"])) for row in own]
+        if len(found) < 2:
+            continue
+        _, uniform = space_of(problem_of(int(dataset)), SETTINGS)
+        pools = [matched(topology, uniform, args.random, seed) for seed, topology in enumerate(found)]
+        chance = np.array([agreement(list(draw)) for draw in zip(*pools, strict=True)])
+        observed = np.array(agreement(found))
+        cells = [dataset, arm, str(len(found)), " ".join(f"{float(row['mib']):.0f}" for row in own)]
+        for column in range(2):
+            low, high = np.quantile(chance[:, column], (0.025, 0.975))
+            p = (1 + (chance[:, column] >= observed[column]).sum()) / (1 + len(chance))
+            cells += [f"{observed[column]:.2f}", f"{chance[:, column].mean():.2f} [{low:.2f}, {high:.2f}]", f"{p:.3f}"]
+        table.append([*cells, *_pulls(own)])
+    names = ["data", "arm", "seeds", "MiB", "edges", "by chance", "p", "operations", "by chance", "p", "x", "alpha"]
+    print(format_table(names, table))
+
+
+def _pulls(rows: list[dict[str, str]]) -> list[str]:
+    """Gradient of the other terms over that of L_seg, medians of the four quarters of the architecture's steps."""
+    cells = []
+    for name in ("x", "alpha"):
+        ratios = []
+        for row in rows:
+            segmentation, others = (
+                np.array(row[f"pull_{name}_{part}"].split(), float) for part in ("segmentation", "others")
+            )
+            if others.size and segmentation.any():
+                ratios.append(others / segmentation)
+        if not ratios:
+            cells.append("")
+            continue
+        quarters = np.array_split(np.array(ratios), 4, axis=1)
+        cells.append(" ".join(f"{np.median(quarter):.2g}" for quarter in quarters))
+    return cells
+
+
+def train(args: argparse.Namespace) -> None:
+    from chance_runs import HoldOut, space_of, trained_dice
+
+    problem = problem_of(args.dataset)
+    space, uniform = space_of(problem, SETTINGS)
+    hold_out = HoldOut(problem)
+    networks: dict[tuple[str, str], Topology | None] = {("nnU-Net", "0"): None}
+    for row in rows_of(args.searches):
+        if row["dataset"] == str(args.dataset) and row["arm"] in args.arms:
+            found = Topology.from_json(json.loads(row["topology"]))
+            networks[row["arm"], row["seed"]] = found
+            for number, topology in enumerate(matched(found, uniform, args.random, int(row["seed"]))):
+                networks[f"random as {row['arm']}", f"{row['seed']}.{number}"] = topology
+    runs = (
+        {"dataset": args.dataset, "arm": arm, "network": number, "seed": seed, "iterations": args.iterations}
+        for seed in range(args.first_seed, args.first_seed + args.seeds)
+        for arm, number in networks
+    )
+    for key in missing(args.output, runs):
+        topology = networks[key["arm"], key["network"]]
+        size = None if topology is None else size_of(topology, uniform)
+        architecture = None if topology is None else space.network(topology.to_json())
+        row = trained_dice(problem, architecture, hold_out, seed=key["seed"], iterations=args.iterations)
+        about = {"mib": "", "edges": "", "skips": ""} if size is None else vars(size)
+        append(args.output, {**key, **about, **row})
+        _tell(key, f"Dice {row['dice']:.4f}, {row['cpu_seconds']} CPU seconds")
+
+
+def means_of(rows: list[dict[str, str]]) -> dict[str, float]:
+    """Dice of every network, mean over its trainings."""
+    names = dict.fromkeys(row["network"] for row in rows)
+    return {name: float(np.mean([float(row["dice"]) for row in rows if row["network"] == name])) for name in names}
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Networks are the sample: what is resampled are searches and random answers, not cases."""
+    table, rows, rng = [], rows_of(args.table), np.random.default_rng(0)
+    for dataset, iterations in dict.fromkeys((row["dataset"], row["iterations"]) for row in rows):
+        own = [row for row in rows if (row["dataset"], row["iterations"]) == (dataset, iterations)]
+        arms = {
+            arm: means_of([row for row in own if row["arm"] == arm]) for arm in dict.fromkeys(r["arm"] for r in own)
+        }
+        for arm, networks in arms.items():
+            values = np.array(list(networks.values()))
+            trainings = sum(row["arm"] == arm for row in own)
+            cells = [dataset, iterations, arm, str(len(values)), str(trainings), f"{values.mean():.4f}"]
+            cells.append(f"{values.std(ddof=1):.4f}" if len(values) > 1 else "")
+            random = arms.get(f"random as {arm}")
+            table.append([*cells, "" if random is None else _difference(networks, random, rng)])
+    names = [
+        "data",
+        "iterations",
+        "arm",
+        "networks",
+        "trainings",
+        "Dice",
+        "sd",
+        "less random of its size, 95 % interval",
+    ]
+    print(format_table(names, table))
+
+
+def _difference(found: dict[str, float], random: dict[str, float], rng: np.random.Generator) -> str:
+    """Found less random, resampled over searches together with the random topologies that are matched to each."""
+    groups = [[value for name, value in random.items() if name.split(".")[0] == search] for search in found]
+    values = [(found[search], group) for search, group in zip(found, groups, strict=True) if group]
+    if not values:
+        return ""
+    differences = [value - np.mean(group) for value, group in values]
+    drawn = [
+        np.mean([values[i][0] - rng.choice(values[i][1], len(values[i][1])).mean() for i in picked])
+        for picked in rng.integers(len(values), size=(RESAMPLES, len(values)))
+    ]
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return f"{np.mean(differences):+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("search")
+    command.add_argument("-d", dest="dataset", type=int, required=True)
+    command.add_argument("-o", dest="output", type=Path, required=True)
+    command.add_argument("-arm", default="default", help="name of these settings in the table")
+    command.add_argument("-seeds", type=int, default=5)
+    command.add_argument("--without_segmentation", action="store_true", help="alpha never sees L_seg")
+    command.add_argument("settings", nargs="*", metavar="key=value")
+    command.set_defaults(run=search)
+    command = commands.add_parser("agree")
+    command.add_argument("table", type=Path)
+    command.add_argument("-random", type=int, default=300, help="random topologies per answer")
+    command.set_defaults(run=agree)
+    command = commands.add_parser("train")
+    command.add_argument("-d", dest="dataset", type=int, required=True)
+    command.add_argument("-o", dest="output", type=Path, required=True)
+    command.add_argument("-searches", type=Path, required=True, help="table of search")
+    command.add_argument("-arms", nargs="+", default=["default"])
+    command.add_argument("-random", type=int, default=2, help="random topologies per search")
+    command.add_argument("-iterations", type=int, default=150)
+    command.add_argument("-seeds", type=int, default=2, help="trainings per network")
+    command.add_argument("-first_seed", type=int, default=100)
+    command.set_defaults(run=train)
+    command = commands.add_parser("compare")
+    command.add_argument("table", type=Path)
+    command.set_defaults(run=compare)
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()

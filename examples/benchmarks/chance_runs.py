@@ -1,0 +1,281 @@
+"""Searches, trainings and predictions in this process, small enough for a minute each; see `chance.py`.
+
+The project's trainers search, nnU-Net's trains what they find, and hold-out images (`imagesTs`, `labelsTs`) judge it.
+Plans are changed in memory only, nothing is added to them, and nothing is kept of a run but what it returns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import random
+import time
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
+from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_nas.data import centre_patch
+from nnunet_nas.dints.sampling import RelaxedTopology
+from nnunet_nas.dints.trainers import nnUNetTrainerDiNTSSearch
+
+CONFIGURATION = "2d_small"
+# The same for all seeds: only data and weights differ.
+START_OF_ALPHA = 20261124
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A data set with a configuration of a few thousand weights.
+
+    Attributes:
+        plans: content, with `CONFIGURATION` in it.
+        dataset_json: content.
+    """
+
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+
+    @staticmethod
+    def load(dataset: int, *, patch: int, batch: int, features: int, stages: int) -> Problem:
+        """From preprocessed data: a smaller `2d` of three levels or so."""
+        folder = Path(os.environ["nnUNet_preprocessed"]) / convert_id_to_dataset_name(dataset)
+        plans = json.loads((folder / "nnUNetPlans.json").read_text())
+        configuration = deepcopy(plans["configurations"]["2d"])
+        kwargs = configuration["architecture"]["arch_kwargs"]
+        for key, value in kwargs.items():
+            if isinstance(value, list) and len(value) == kwargs["n_stages"]:
+                kwargs[key] = value[:stages]
+        kwargs["n_conv_per_stage_decoder"] = kwargs["n_conv_per_stage_decoder"][: stages - 1]
+        kwargs |= {"n_stages": stages, "features_per_stage": [features * 2**stage for stage in range(stages)]}
+        planned = configuration["patch_size"]
+        configuration |= {"batch_size": batch, "patch_size": [min(patch, size) for size in planned]}
+        plans["configurations"][CONFIGURATION] = configuration
+        return Problem(plans, json.loads((folder / "dataset.json").read_text()))
+
+    def trainer(self, cls: type[Any], settings: dict[str, Any] | None = None, method: str = "") -> Any:
+        """As `nnUNetv2_train` constructs it, on fold 0."""
+        plans = deepcopy(self.plans)
+        plans["continue_training"] = False
+        if settings is not None:
+            plans["configurations"][CONFIGURATION]["nas_settings"] = {method: settings}
+        return cls(plans, CONFIGURATION, 0, self.dataset_json, torch.device("cpu"))
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """nnU-Net talks on standard output."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+class Probe:
+    """Keeps nothing on the disk and adds nothing to the plans."""
+
+    def initialize(self) -> None:
+        """Without checkpoints."""
+        super().initialize()
+        self.disable_checkpointing = True
+
+    def on_train_end(self) -> None:
+        """The answer is asked for instead."""
+
+    def draw_progress(self) -> None:
+        """No picture."""
+
+
+class DiNTSProbe(Probe, nnUNetTrainerDiNTSSearch):
+    """Starts at one alpha and x whatever the seed, and records how strongly each part of the loss pulls."""
+
+    without_segmentation = False
+
+    def initialize(self) -> None:
+        """With an alpha of its own."""
+        super().initialize()
+        self.network.draw_architecture(torch.Generator().manual_seed(START_OF_ALPHA))
+        self.pulls: list[dict[str, float]] = []
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One step of a search; gradient norms of L_seg and of the other terms beside it."""
+        if self.warming_up:
+            return self._skipped_step() if self.without_segmentation else super().train_step(batch)
+        parameters = self.network.architecture_parameters()
+        self.train_only(weights=False)
+        others = torch.autograd.grad(self.architecture_loss(), parameters)
+        if self.without_segmentation:
+            self.descend(self.architecture_loss(), [self.architecture_optimizer], [])
+            result = self._skipped_step()
+        else:
+            result = super().train_step(batch)
+        row = {}
+        for name, parameter, other in zip(("alpha", "x"), parameters, others, strict=True):
+            row[f"{name}_others"] = float(other.norm())
+            row[f"{name}_segmentation"] = float((parameter.grad - other).norm())
+        self.pulls.append(row)
+        return result
+
+    def _skipped_step(self) -> dict[str, Any]:
+        """Without L_seg the weights have no part in the answer and are not trained."""
+        self._step += 1
+        return {"loss": np.zeros(())}
+
+
+def search_dints(
+    problem: Problem, seed: int, settings: dict[str, Any], *, without_segmentation: bool = False
+) -> tuple[dict[str, Any], DiNTSProbe]:
+    """One search; what is recorded of it, and the trainer that ran it."""
+    started = time.time()
+    with quietly():
+        trainer = problem.trainer(DiNTSProbe, {**settings, "seed": seed}, "dints")
+        trainer.without_segmentation = without_segmentation
+        trainer.run_training()
+        found = trainer.delivered()
+    history = trainer.history
+    pulls = {
+        f"pull_{name}": " ".join(f"{pull[name]:.3g}" for pull in trainer.pulls)
+        for name in ("x_segmentation", "x_others", "alpha_segmentation", "alpha_others")
+    }
+    return {
+        "topology": json.dumps(found.topology.to_json(), separators=(",", ":")),
+        "mib": round(found.mib, 2),
+        "budget_mib": round(trainer.budget_mib, 2),
+        "price": found.price,
+        "gap": int(history.gap[-1]),
+        "log_feasible": round(float(history.log_feasible[-1]), 3),
+        "pattern_entropy": round(float(history.pattern_entropy[-1]), 3),
+        "operation_entropy": round(float(history.operation_entropy[-1]), 3),
+        "train_loss": round(float(history.train_loss[-1]), 4),
+        "seconds": round(time.time() - started),
+        **pulls,
+        "evidence": json.dumps(_scores(trainer), separators=(",", ":")),
+    }, trainer
+
+
+def _scores(trainer: DiNTSProbe) -> dict[str, Any]:
+    """Losses of the candidates by number, with shared weights and after a short training; nothing without evidence."""
+    if trainer.settings.selection == "argmax":
+        return {}
+    evidence = trainer.judge.evidence
+    return {
+        name: {str(number): round(loss, 4) for number, loss in losses.items()}
+        for name, losses in (("shared", evidence.shared), ("trained", evidence.trained))
+    }
+
+
+def space_of(problem: Problem, settings: dict[str, Any]) -> tuple[Any, RelaxedTopology]:
+    """The search space, and the uniform distribution of its topologies."""
+    with quietly():
+        trainer = problem.trainer(DiNTSProbe, settings, "dints")
+        trainer.initialize()
+    space = trainer.space
+    return space, RelaxedTopology.uniform(settings["num_layers"], space.names, trainer.memory)
+
+
+class ShortTrainer(nnUNetTrainerNoDA):
+    """nnU-Net's trainer without augmentation; nothing is kept on the disk."""
+
+    def initialize(self) -> None:
+        """Without checkpoints."""
+        self.disable_checkpointing = True
+        super().initialize()
+
+    def plot_network_architecture(self) -> None:
+        """No picture."""
+
+
+def train(problem: Problem, architecture: dict[str, Any] | None, *, seed: int, iterations: int) -> nnUNetTrainer:
+    """nnU-Net's training of an architecture, or of the configuration's own; batches depend on the seed alone."""
+    own = deepcopy(problem)
+    if architecture is not None:
+        own.plans["configurations"][CONFIGURATION]["architecture"] = architecture
+    with quietly():
+        trainer = own.trainer(ShortTrainer)
+        # nnU-Net lowers the learning rate once per epoch.
+        trainer.num_epochs = min(iterations, 50)
+        seed_everything(seed)
+        trainer.initialize()
+        trainer.on_train_start()
+        seed_everything(seed)
+        done = 0
+        for epoch in range(trainer.num_epochs):
+            trainer.current_epoch = epoch
+            trainer.network.train()
+            trainer.lr_scheduler.step(epoch)
+            until = round((epoch + 1) * iterations / trainer.num_epochs)
+            for _ in range(until - done):
+                trainer.train_step(next(trainer.dataloader_train))
+            done = until
+    return trainer
+
+
+def trained_dice(
+    problem: Problem, architecture: dict[str, Any] | None, hold_out: HoldOut, *, seed: int, iterations: int
+) -> dict[str, Any]:
+    """What a training came to: mean Dice of the hold-out cases, and of each."""
+    started = time.process_time()
+    trainer = train(problem, architecture, seed=seed, iterations=iterations)
+    dice = hold_out.dice(trainer.network)
+    return {
+        "dice": round(float(np.nanmean(dice)), 5),
+        "cpu_seconds": round(time.process_time() - started, 1),
+        "cases": " ".join(f"{score:.4f}" for score in dice),
+    }
+
+
+class HoldOut:
+    """Parts of the images that no search and no training sees: the centre of each, as patches that are not padded."""
+
+    def __init__(self, problem: Problem) -> None:
+        raw = Path(os.environ["nnUNet_raw"]) / problem.plans["dataset_name"]
+        plans = PlansManager(problem.plans)
+        configuration = plans.get_configuration(CONFIGURATION)
+        preprocessor = configuration.preprocessor_class(verbose=False)
+        self.patch, ending = tuple(configuration.patch_size), problem.dataset_json["file_ending"]
+        self.images, self.labels = [], []
+        for label in sorted((raw / "labelsTs").glob(f"*{ending}")):
+            pattern = f"{label.name.removesuffix(ending)}_[0-9][0-9][0-9][0-9]{ending}"
+            files = [str(path) for path in sorted((raw / "imagesTs").glob(pattern))]
+            with quietly():
+                image, target, _ = preprocessor.run_case(files, str(label), plans, configuration, problem.dataset_json)
+            self.images.append(torch.from_numpy(self._patches(image)))
+            self.labels.append(self._patches(target)[:, 0])
+
+    def _patches(self, image: np.ndarray) -> np.ndarray:
+        """Of a volume the centre of every third slice, of a picture four patches around the centre; (b, c, y, x)."""
+        if image.shape[1] > 1:
+            slices = range(image.shape[1] // 6, image.shape[1], 3)
+            return np.stack([centre_patch(image[:, number], self.patch) for number in slices])
+        height, width = self.patch
+        whole = centre_patch(image[:, 0], (2 * height, 2 * width))
+        parts = whole.reshape(len(whole), 2, height, 2, width).transpose(1, 3, 0, 2, 4)
+        return np.ascontiguousarray(parts.reshape(4, len(whole), height, width))
+
+    @torch.inference_mode()
+    def dice(self, network: torch.nn.Module) -> list[float]:
+        """Mean foreground Dice of every case."""
+        network.decoder.deep_supervision = False
+        network.eval()
+        cases = zip(self.images, self.labels, strict=True)
+        return [_dice(network(image).argmax(1).numpy(), label) for image, label in cases]
+
+
+def _dice(predicted: np.ndarray, label: np.ndarray) -> float:
+    pairs = [(predicted == number, label == number) for number in range(1, int(label.max()) + 1)]
+    scores = [2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in pairs if b.any()]
+    return float(np.mean(scores)) if scores else float("nan")
