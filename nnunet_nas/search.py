@@ -72,9 +72,9 @@ class SearchTrainer(ResumableTrainer):
         self._next_drawing = 0.0
 
     @property
-    @abstractmethod
     def finished(self) -> bool:
-        """Whether the search is over."""
+        """Whether the search is over: after all epochs, or before."""
+        return bool(self.current_epoch >= self.num_epochs)
 
     @property
     @abstractmethod

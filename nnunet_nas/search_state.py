@@ -29,16 +29,18 @@ class ResumableTrainer(ConfiguredTrainer):
     Attributes:
         base_digest: of the configuration that is searched on.
         history: of the finished epochs.
+        architecture_optimizer: beside nnU-Net's `optimizer`.
         resumed_from: the checkpoint that the search goes on from, if any.
     """
 
     base_digest: str
     history: History
+    architecture_optimizer: torch.optim.Optimizer
     resumed_from: dict[str, Any] | None = None
 
     @abstractmethod
     def search_state(self) -> dict[str, Any]:
-        """The method's own part of a checkpoint beside its history: tensors, numbers, strings, lists, dictionaries."""
+        """The method's own part of a checkpoint: tensors, numbers, strings, lists and dictionaries."""
 
     @abstractmethod
     def load_search_state(self, state: dict[str, Any]) -> None:
@@ -46,7 +48,11 @@ class ResumableTrainer(ConfiguredTrainer):
 
     def checkpoint(self) -> dict[str, Any]:
         """Everything that a restart needs."""
-        history = {name: torch.from_numpy(array) for name, array in self.history.arrays().items()}
+        shared = {
+            "optimizer": self.optimizer.state_dict(),
+            "architecture_optimizer": self.architecture_optimizer.state_dict(),
+            "history": {name: torch.from_numpy(array) for name, array in self.history.arrays().items()},
+        }
         return {
             "layout": _LAYOUT,
             "trainer_name": type(self).__name__,
@@ -56,7 +62,7 @@ class ResumableTrainer(ConfiguredTrainer):
             "logging": json.dumps(self.logger.get_checkpoint(), default=float),
             "grad_scaler": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
             "random": random_states(),
-            "search": {**self.search_state(), "history": history},
+            "search": {**self.search_state(), **shared},
         }
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
@@ -68,8 +74,11 @@ class ResumableTrainer(ConfiguredTrainer):
             self._require_same_search(state)
             if not self.was_initialized:
                 self.initialize()
-            self.load_search_state(state["search"])
-            arrays = {name: tensor.numpy() for name, tensor in state["search"]["history"].items()}
+            search = state["search"]
+            self.load_search_state(search)
+            self.optimizer.load_state_dict(search["optimizer"])
+            self.architecture_optimizer.load_state_dict(search["architecture_optimizer"])
+            arrays = {name: tensor.numpy() for name, tensor in search["history"].items()}
             self.history = type(self.history).from_arrays(arrays)
             self.current_epoch = state["current_epoch"]
             self.logger.load_checkpoint(json.loads(state["logging"]))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nnunet_nas.dints.history import TopologyHistory
 from nnunet_nas.dints.topology import Topology, edges
@@ -27,24 +28,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colour, and dashes of the line, so that no meaning rests on colour alone.
-_STYLES: dict[str, tuple[str, Any]] = {
-    "skip": (GREY, (0, (1, 1.5))),
-    "conv": (BLUE, "-"),
-    "yx_z": (GREEN, (0, (5, 1.5))),
-    "zx_y": (ORANGE, (0, (5, 1.5, 1, 1.5))),
-    "zy_x": (PURPLE, (0, (3, 1.5, 1, 1.5, 1, 1.5))),
-    "y_x": (ORANGE, (0, (5, 1.5, 1, 1.5))),
-    "dilated": (GREEN, (0, (5, 1.5))),
-}
-_NAMES = {
-    "skip": "skip",
-    "conv": "conv",
-    "yx_z": "conv yx, then z",
-    "zx_y": "conv zx, then y",
-    "zy_x": "conv zy, then x",
-    "y_x": "conv y, then x",
-    "dilated": "dilated conv",
+# Name, colour, and dashes of the line, so that no meaning rests on colour alone.
+_STYLES: dict[str, tuple[str, str, Any]] = {
+    "skip": ("skip", GREY, (0, (1, 1.5))),
+    "conv": ("conv", BLUE, "-"),
+    "yx_z": ("conv yx, then z", GREEN, (0, (5, 1.5))),
+    "zx_y": ("conv zx, then y", ORANGE, (0, (5, 1.5, 1, 1.5))),
+    "zy_x": ("conv zy, then x", PURPLE, (0, (3, 1.5, 1, 1.5, 1, 1.5))),
+    "y_x": ("conv y, then x", ORANGE, (0, (5, 1.5, 1, 1.5))),
+    "dilated": ("dilated conv", GREEN, (0, (5, 1.5))),
 }
 
 
@@ -55,36 +47,23 @@ def draw_answer(arguments: dict[str, Any], path: Path, title: str) -> None:
 
 
 def draw_topology(topology: Topology, path: Path, *, first_level: int = 0, title: str | None = None) -> None:
-    """Draws a topology 7 inches wide (two columns of a paper) at 200 dots per inch.
-
-    Args:
-        topology: what was found.
-        path: of the PNG file.
-        first_level: stages finer than this have no cells.
-        title: above the graph.
-
-    Raises:
-        EnvironmentProblem: no permission or no space.
-    """
+    """Writes `topology_figure`, as wide as a page, at 200 dots per inch; raises what `write_figure` raises."""
     write_figure(topology_figure(topology, first_level=first_level, title=title), path, dpi=200)
 
 
 def draw_progress(history: TopologyHistory, path: Path, title: str) -> None:
-    """Draws how far a search has come, see `progress_figure`, at 100 dots per inch.
-
-    Args:
-        history: of one epoch or more.
-        path: of the PNG file.
-        title: above all panels.
-
-    Raises:
-        EnvironmentProblem: no permission or no space.
-    """
+    """Writes `progress_figure` at 100 dots per inch; raises what `write_figure` raises."""
     write_figure(progress_figure(history, title), path, dpi=100)
 
 
 def topology_figure(topology: Topology, *, first_level: int, title: str | None) -> Figure:
-    """A grid: layers from left to right, stages from the finest at the top down; stems at the left, the chain right."""
+    """A grid: layers from left to right, stages from the finest at the top down; stems at the left, the chain right.
+
+    Args:
+        topology: what was found.
+        first_level: stages finer than this have no cells.
+        title: above the graph.
+    """
     layers, levels = len(topology.layers), topology.levels
     stages = first_level + levels
     figure = new_figure(7.0, 0.9 + 0.55 * stages)
@@ -122,8 +101,8 @@ def topology_figure(topology: Topology, *, first_level: int, title: str | None) 
         axes.set_title(title, fontsize=8, pad=14)
     used = sorted({name for layer in topology.layers for name in layer.values()}, key=list(_STYLES).index)
     handles = [
-        axes.plot([], [], color=_STYLES[name][0], linestyle=_STYLES[name][1], lw=1.4, label=_NAMES[name])[0]
-        for name in used
+        axes.plot([], [], color=colour, linestyle=dashes, lw=1.4, label=label)[0]
+        for label, colour, dashes in map(_STYLES.__getitem__, used)
     ]
     axes.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.985), ncols=5, frameon=False, fontsize=6.5)
     return figure
@@ -132,7 +111,7 @@ def topology_figure(topology: Topology, *, first_level: int, title: str | None) 
 def _draw_edges(axes: Axes, topology: Topology, first_level: int) -> None:
     for layer, content in enumerate(topology.layers):
         for (source, end), name in content.items():
-            colour, dashes = _STYLES[name]
+            _, colour, dashes = _STYLES[name]
             axes.annotate(
                 "",
                 (layer + 0.94, end + first_level),
@@ -200,23 +179,25 @@ def _draw_losses(axes: Axes, history: TopologyHistory) -> None:
     _join(axes, dice)
 
 
+def _curve(axes: Axes, values: NDArray[np.float64], label: str, **looks: Any) -> None:
+    axes.plot(np.arange(len(values)), values, label=label, **looks)
+    axes.set_ylabel(label)
+
+
 def _draw_feasibility(axes: Axes, history: TopologyHistory) -> None:
-    epochs = np.arange(len(history))
-    axes.plot(epochs, history.gap, color=RED, marker=".", label="gap G, edges")
+    _curve(axes, history.gap, "gap G, edges", color=RED, marker=".")
     axes.set_ylabel("G, edges")
     axes.set_ylim(bottom=0)
     axes.set_title("distance from a feasible topology", fontsize=10)
     right = axes.twinx()
-    right.plot(epochs, history.log_feasible, color=BLUE, linestyle="--", marker=".", label="log P(feasible), nats")
-    right.set_ylabel("log P(feasible), nats")
+    _curve(right, history.log_feasible, "log P(feasible), nats", color=BLUE, linestyle="--", marker=".")
     _join(axes, right, "center left")
 
 
 def _draw_memory(axes: Axes, history: TopologyHistory) -> None:
-    epochs = np.arange(len(history))
-    axes.plot(epochs, history.expected_mib, color=BLUE, marker=".", label="expected")
-    axes.plot(epochs, history.selected_mib, color=GREEN, linestyle="--", marker=".", label="most probable topology")
-    axes.plot(epochs, history.budget_mib, color="black", linestyle=":", label="budget")
+    _curve(axes, history.expected_mib, "expected", color=BLUE, marker=".")
+    _curve(axes, history.selected_mib, "most probable topology", color=GREEN, linestyle="--", marker=".")
+    _curve(axes, history.budget_mib, "budget", color="black", linestyle=":")
     axes.set_ylabel("training memory, MiB")
     axes.set_ylim(bottom=0)
     axes.set_title("memory of the result", fontsize=10)
@@ -224,16 +205,11 @@ def _draw_memory(axes: Axes, history: TopologyHistory) -> None:
 
 
 def _draw_entropies(axes: Axes, history: TopologyHistory) -> None:
-    epochs = np.arange(len(history))
-    axes.plot(epochs, history.pattern_entropy, color=BLUE, marker=".", label="patterns, nats per layer")
-    axes.set_ylabel("patterns, nats per layer")
+    _curve(axes, history.pattern_entropy, "patterns, nats per layer", color=BLUE, marker=".")
     axes.set_ylim(0, 1.3 * float(history.pattern_entropy.max()) + 1e-3)
     axes.set_title("entropies", fontsize=10)
     right = axes.twinx()
-    right.plot(
-        epochs, history.operation_entropy, color=ORANGE, linestyle="--", marker=".", label="operations, nats per edge"
-    )
-    right.set_ylabel("operations, nats per edge")
+    _curve(right, history.operation_entropy, "operations, nats per edge", color=ORANGE, linestyle="--", marker=".")
     right.set_ylim(0, 1.1 * float(history.operation_entropy.max()) + 1e-3)
     _join(axes, right, "lower left")
 

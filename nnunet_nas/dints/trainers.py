@@ -185,11 +185,6 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         return weights, None
 
     @property
-    def finished(self) -> bool:
-        """After all epochs."""
-        return bool(self.current_epoch >= self.num_epochs)
-
-    @property
     def weights_only_epochs(self) -> int:
         """Epochs before the architecture is trained; one at least is left for it, unless it is not trained at all."""
         if self.settings.weights_on == "samples":
@@ -356,11 +351,9 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         return found
 
     def search_state(self) -> dict[str, Any]:
-        """Weights, architecture and both optimisers."""
+        """Weights and architecture."""
         return {
             "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "architecture_optimizer": self.architecture_optimizer.state_dict(),
         }
 
     def load_search_state(self, state: dict[str, Any]) -> None:
@@ -376,8 +369,6 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
                 f"the checkpoint in {self.output_folder} is of another search space: move that folder away and search "
                 f"again"
             ) from error
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.architecture_optimizer.load_state_dict(state["architecture_optimizer"])
 
     def results(self) -> list[DerivedConfiguration]:
         """Writes topology and drawing; one configuration, trained by nnU-Net's own trainer."""

@@ -66,15 +66,7 @@ class EdgeDynamics:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
-        return {
-            "source": self.source,
-            "target": self.target,
-            "operation": self.operation,
-            "kept": self.kept,
-            "enters": self.enters,
-            "stays": self.stays,
-            "difficulty": self.difficulty,
-        }
+        return {**vars(self), "difficulty": self.difficulty}
 
 
 @dataclass(frozen=True, eq=False)

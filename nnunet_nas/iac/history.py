@@ -65,7 +65,7 @@ def expected_end(history: CellHistory, *, num_epochs: int, gamma: float) -> int:
     An edge waits until its threshold has grown past its divergence (median of its last five tests), and from then on it
     loses one operation per epoch, the slowest pace of the pruning rule while the tests succeed. The edge that takes
     longest decides. On simulated searches of about 50 epochs this was right within five epochs from the first test
-    on; the plain rate (operations to go over operations pruned per epoch) starts far too late and was dropped.
+    on.
 
     Args:
         history: so far.

@@ -153,14 +153,12 @@ class CellSearchTrainer(SearchTrainer):
         draw_progress(self.history, Path(self.output_folder) / "search_progress.png", title=title)
 
     def search_state(self) -> dict[str, Any]:
-        """Cell weights, alpha, beta, both optimisers and active operations."""
+        """Cell weights, alpha, beta and active operations."""
         return {
             "cells": self.network.cell_state(),
             "alpha": self.network.alpha.detach(),
             "beta": self.network.beta.detach(),
             "active": self.network.active.tolist(),
-            "optimizer": self.optimizer.state_dict(),
-            "architecture_optimizer": self.architecture_optimizer.state_dict(),
             "theta_0": hashlib.sha256(self._theta_0).hexdigest(),
             "backbone": self.backbone.digest(),
         }
@@ -182,8 +180,6 @@ class CellSearchTrainer(SearchTrainer):
             self.network.alpha.copy_(state["alpha"])
             self.network.beta.copy_(state["beta"])
         self.network.active = np.array(state["active"], bool)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.architecture_optimizer.load_state_dict(state["architecture_optimizer"])
 
     def _restore_theta_0(self, digest: str) -> None:
         path = Path(self.output_folder) / THETA_0
@@ -236,11 +232,6 @@ class nnUNetTrainerIACSearch(BilevelSearchTrainer, CellSearchTrainer):
 
     settings_class = IACSettings
 
-    @property
-    def finished(self) -> bool:
-        """After all epochs."""
-        return bool(self.current_epoch >= self.num_epochs)
-
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One step of the cell weights on the first half, one of alpha and beta on the second (Eqs. 10, 11)."""
         self.train_only(cells=True, architecture=False)
@@ -269,7 +260,7 @@ class nnUNetTrainerIACLTHSearch(CellSearchTrainer):
     @property
     def finished(self) -> bool:
         """When every edge has one operation left, or after all epochs."""
-        return self.pruning.settled or bool(self.current_epoch >= self.num_epochs)
+        return self.pruning.settled or super().finished
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One step of cell weights, alpha and beta on the same batch (Eq. 17)."""

@@ -92,10 +92,10 @@ def test_a_topology_shows_its_edges_nodes_stems_and_chain(first_level):
 
 def test_every_operation_has_a_line_of_its_own():
     names = {name for known in OPERATIONS.values() for name in known}
-    assert names == set(drawing._STYLES) == set(drawing._NAMES)
+    assert names == set(drawing._STYLES)
     for known in OPERATIONS.values():
-        assert len({drawing._STYLES[name] for name in known}) == len(known)
-        assert len({str(drawing._STYLES[name][1]) for name in known}) == len(known)
+        assert len({drawing._STYLES[name][0] for name in known}) == len(known)
+        assert len({str(drawing._STYLES[name][2]) for name in known}) == len(known)
 
 
 @pytest.mark.parametrize(

@@ -42,16 +42,7 @@ def draw_answer(arguments: dict[str, Any], path: FilePath, title: str) -> None:
 
 
 def draw_cell(genotype: Genotype, path: FilePath, title: str | None = None) -> None:
-    """Draws a discrete cell as a graph, 3.5 inches wide (a column of a paper) at 300 dots per inch.
-
-    Args:
-        genotype: the cell.
-        path: of the PNG file.
-        title: above the graph.
-
-    Raises:
-        EnvironmentProblem: no permission or no space.
-    """
+    """Writes `cell_figure`, as wide as a column of a paper, at 300 dots per inch; raises what `write_figure` raises."""
     write_figure(cell_figure(genotype, title), path, dpi=300)
 
 

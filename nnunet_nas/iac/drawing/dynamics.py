@@ -30,16 +30,7 @@ _MARKS = {
 
 
 def draw_dynamics(analysis: Analysis, path: Path, title: str) -> None:
-    """Draws how the final cell emerged, see `dynamics_figure`, at 150 dots per inch.
-
-    Args:
-        analysis: of a search.
-        path: of the PNG file.
-        title: above all panels.
-
-    Raises:
-        EnvironmentProblem: no permission or no space.
-    """
+    """Writes `dynamics_figure` at 150 dots per inch; raises what `write_figure` raises."""
     write_figure(dynamics_figure(analysis, title), path, dpi=150)
 
 

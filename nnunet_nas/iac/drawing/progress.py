@@ -37,16 +37,7 @@ _NODE_COLOURS = {2: BLUE, 3: ORANGE, 4: GREEN, 5: PURPLE}
 
 
 def draw_progress(history: CellHistory, path: Path, *, title: str) -> None:
-    """Draws how far a search has come, see `progress_figure`, at 100 dots per inch.
-
-    Args:
-        history: of one epoch or more.
-        path: of the PNG file.
-        title: above all panels.
-
-    Raises:
-        EnvironmentProblem: no permission or no space.
-    """
+    """Writes `progress_figure` at 100 dots per inch; raises what `write_figure` raises."""
     write_figure(progress_figure(history, title=title), path, dpi=100)
 
 
