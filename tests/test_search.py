@@ -10,6 +10,6 @@ def test_a_search_that_leaves_something_out_cannot_be_made():
         def decide(self):
             pass
 
-    with pytest.raises(TypeError, match="abstract .*draw_progress.*finished.*load_search_state.*supernet") as error:
+    with pytest.raises(TypeError, match="abstract .*draw_progress.*load_search_state.*supernet") as error:
         Unfinished({}, "2d", 0, {})
     assert "decide" not in str(error.value)
