@@ -5,11 +5,14 @@
     python examples/benchmarks/chance.py agree searches.csv
     python examples/benchmarks/chance.py train -d 107 -o trainings.csv -searches searches.csv
     python examples/benchmarks/chance.py compare trainings.csv
+    python examples/benchmarks/chance.py cells -d 107 -o cells.csv
+    python examples/benchmarks/chance.py agree_cells cells.csv
 
 `search` runs the search with several seeds of data and weights from one start of alpha; `agree` says how much the
 answers have in common, and how much random feasible topologies have that are matched to each of them in edges, skips
 and, within a tenth, memory. `train` trains what was found, random topologies of its size and nnU-Net's own network with
-equal iterations and the same seeds; `compare` says what the search was worth. Tables have one row per finished run; a
+equal iterations and the same seeds; `compare` says what the search was worth. `cells` and `agree_cells` do the same for
+IAC-LTH with one trained backbone, whose random answers are random cells. Tables have one row per finished run; a
 run that is there already is not repeated, so that a kill costs one run.
 
 Needs nnUNet_raw, and nnUNet_preprocessed with the configuration `2d` of the data set, of which a small one is derived.
@@ -37,6 +40,9 @@ from nnunet_nas.cli.common import format_table
 from nnunet_nas.dints.sampling import Size, edge_jaccard, same_operation, sample_like, size_of
 from nnunet_nas.dints.topology import Topology
 from nnunet_nas.files import replace_file
+from nnunet_nas.iac import sampling
+from nnunet_nas.iac.genotype import Genotype
+from nnunet_nas.iac.sampling import random_genotype
 
 # Before nnU-Net reads its folders: what trainers write beside their result goes away with the process.
 _RESULTS = tempfile.TemporaryDirectory(prefix="chance_")
@@ -53,6 +59,7 @@ SETTINGS = {
     "architecture_lr": 0.1,
     "augmentation": False,
 }
+CELL_SETTINGS = {"num_iterations_per_epoch": 4, "num_val_iterations_per_epoch": 0, "augmentation": False}
 RESAMPLES = 4000
 
 
@@ -93,20 +100,30 @@ def problem_of(dataset: int) -> Any:
 def search(args: argparse.Namespace) -> None:
     from chance_runs import search_dints
 
-    settings = SETTINGS | {key: _value(text) for key, text in (pair.split("=", 1) for pair in args.settings)}
+    settings = SETTINGS | _assigned(args.settings)
     problem = problem_of(args.dataset)
     runs = ({"dataset": args.dataset, "arm": args.arm, "seed": seed} for seed in range(args.seeds))
     for key in missing(args.output, runs):
-        row, _ = search_dints(problem, key["seed"], settings, without_segmentation=args.without_segmentation)
+        row = search_dints(
+            problem,
+            key["seed"],
+            settings,
+            without_segmentation=args.without_segmentation,
+            without_terms=args.without_terms,
+        )
         append(args.output, {**key, **row})
         _tell(key, f"{row['mib']} MiB, {row['seconds']} s")
 
 
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+def _assigned(pairs: list[str]) -> dict[str, Any]:
+    """Of key=value, where a value is JSON or text."""
+    found = {}
+    for key, text in (pair.split("=", 1) for pair in pairs):
+        try:
+            found[key] = json.loads(text)
+        except json.JSONDecodeError:
+            found[key] = text
+    return found
 
 
 def _tell(key: dict[str, Any], text: str) -> None:
@@ -138,13 +155,8 @@ def agree(args: argparse.Namespace) -> None:
         _, uniform = space_of(problem_of(int(dataset)), SETTINGS)
         pools = [matched(topology, uniform, args.random, seed) for seed, topology in enumerate(found)]
         chance = np.array([agreement(list(draw)) for draw in zip(*pools, strict=True)])
-        observed = np.array(agreement(found))
-        cells = [dataset, arm, str(len(found)), " ".join(f"{float(row['mib']):.0f}" for row in own)]
-        for column in range(2):
-            low, high = np.quantile(chance[:, column], (0.025, 0.975))
-            p = (1 + (chance[:, column] >= observed[column]).sum()) / (1 + len(chance))
-            cells += [f"{observed[column]:.2f}", f"{chance[:, column].mean():.2f} [{low:.2f}, {high:.2f}]", f"{p:.3f}"]
-        table.append([*cells, *_pulls(own)])
+        mib = " ".join(f"{float(row['mib']):.0f}" for row in own)
+        table.append([dataset, arm, str(len(found)), mib, *_beside(agreement(found), chance), *_pulls(own)])
     names = ["data", "arm", "seeds", "MiB", "edges", "by chance", "p", "operations", "by chance", "p", "x", "alpha"]
     print(format_table(names, table))
 
@@ -166,6 +178,54 @@ def _pulls(rows: list[dict[str, str]]) -> list[str]:
         quarters = np.array_split(np.array(ratios), 4, axis=1)
         cells.append(" ".join(f"{np.median(quarter):.2g}" for quarter in quarters))
     return cells
+
+
+def cells(args: argparse.Namespace) -> None:
+    from chance_runs import backbone_checkpoint, search_cells
+
+    problem = problem_of(args.dataset)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = backbone_checkpoint(problem, Path(folder), iterations=args.iterations)
+        settings = CELL_SETTINGS | _assigned(args.settings) | {"backbone_checkpoint": str(checkpoint)}
+        runs = ({"dataset": args.dataset, "arm": args.arm, "seed": seed} for seed in range(args.seeds))
+        for key in missing(args.output, runs):
+            row = search_cells(problem, key["seed"], settings)
+            append(args.output, {**key, **row})
+            _tell(key, f"{row['epochs']} epochs, {row['cpu_seconds']} CPU seconds")
+
+
+def agree_cells(args: argparse.Namespace) -> None:
+    table, rows, rng = [], rows_of(args.table), np.random.default_rng(0)
+    for dataset, arm in dict.fromkeys((row["dataset"], row["arm"]) for row in rows):
+        own = [row for row in rows if (row["dataset"], row["arm"]) == (dataset, arm)]
+        if len(own) < 2:
+            continue
+        observed = _agreement_of_cells([Genotype.from_json(json.loads(row["genotype"])) for row in own])
+        chance = np.array(
+            [_agreement_of_cells([random_genotype(rng) for _ in own]) for _ in range(RESAMPLES)]
+        )  # fmt: skip
+        epochs = " ".join(row["epochs"] for row in own)
+        spread = max(float(row["largest_p_before_pruning"]) for row in own)
+        least = min(float(row["smallest_p_before_pruning"]) for row in own)
+        table.append([dataset, arm, str(len(own)), epochs, f"{least:.4f} to {spread:.4f}", *_beside(observed, chance)])
+    names = ["data", "arm", "seeds", "epochs", "p before pruning", "edges", "by chance", "p"]
+    print(format_table([*names, "operations", "by chance", "p"], table))
+
+
+def _agreement_of_cells(cells: list[Genotype]) -> tuple[float, float]:
+    pairs = list(itertools.combinations(cells, 2))
+    edges = [sampling.edge_jaccard(*pair) for pair in pairs]
+    return float(np.mean(edges)), float(np.mean([sampling.same_operation(*pair) for pair in pairs]))
+
+
+def _beside(observed: tuple[float, float], chance: np.ndarray) -> list[str]:
+    """What was observed, the mean and 95 % of what chance gives, and how often that is as large; of both columns."""
+    found = []
+    for value, drawn in zip(observed, chance.T, strict=True):
+        low, high = np.quantile(drawn, (0.025, 0.975))
+        p = (1 + (drawn >= value).sum()) / (1 + len(drawn))
+        found += [f"{value:.2f}", f"{drawn.mean():.2f} [{low:.2f}, {high:.2f}]", f"{p:.3f}"]
+    return found
 
 
 def train(args: argparse.Namespace) -> None:
@@ -254,12 +314,24 @@ def main() -> None:
     command.add_argument("-arm", default="default", help="name of these settings in the table")
     command.add_argument("-seeds", type=int, default=5)
     command.add_argument("--without_segmentation", action="store_true", help="alpha never sees L_seg")
+    command.add_argument("--without_terms", action="store_true", help="alpha sees L_seg alone")
     command.add_argument("settings", nargs="*", metavar="key=value")
     command.set_defaults(run=search)
     command = commands.add_parser("agree")
     command.add_argument("table", type=Path)
     command.add_argument("-random", type=int, default=300, help="random topologies per answer")
     command.set_defaults(run=agree)
+    command = commands.add_parser("cells")
+    command.add_argument("-d", dest="dataset", type=int, required=True)
+    command.add_argument("-o", dest="output", type=Path, required=True)
+    command.add_argument("-arm", default="default")
+    command.add_argument("-seeds", type=int, default=4)
+    command.add_argument("-iterations", type=int, default=300, help="of the backbone's training")
+    command.add_argument("settings", nargs="*", metavar="key=value")
+    command.set_defaults(run=cells)
+    command = commands.add_parser("agree_cells")
+    command.add_argument("table", type=Path)
+    command.set_defaults(run=agree_cells)
     command = commands.add_parser("train")
     command.add_argument("-d", dest="dataset", type=int, required=True)
     command.add_argument("-o", dest="output", type=Path, required=True)

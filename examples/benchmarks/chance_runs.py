@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import os
-import random
 import time
 from collections.abc import Iterator
 from copy import deepcopy
@@ -28,6 +27,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_nas.data import centre_patch
 from nnunet_nas.dints.sampling import RelaxedTopology
 from nnunet_nas.dints.trainers import nnUNetTrainerDiNTSSearch
+from nnunet_nas.iac.trainers import nnUNetTrainerIACLTHSearch
+from nnunet_nas.randomness import seed_everything
 
 CONFIGURATION = "2d_small"
 # The same for all seeds: only data and weights differ.
@@ -72,12 +73,6 @@ class Problem:
         return cls(plans, CONFIGURATION, 0, self.dataset_json, torch.device("cpu"))
 
 
-def seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
     """nnU-Net talks on standard output."""
@@ -104,12 +99,17 @@ class DiNTSProbe(Probe, nnUNetTrainerDiNTSSearch):
     """Starts at one alpha and x whatever the seed, and records how strongly each part of the loss pulls."""
 
     without_segmentation = False
+    without_terms = False
 
     def initialize(self) -> None:
         """With an alpha of its own."""
         super().initialize()
         self.network.draw_architecture(torch.Generator().manual_seed(START_OF_ALPHA))
         self.pulls: list[dict[str, float]] = []
+
+    def architecture_loss(self) -> torch.Tensor:
+        """What is added to L_seg, or nothing."""
+        return super().architecture_loss() * (not self.without_terms)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One step of a search; gradient norms of L_seg and of the other terms beside it."""
@@ -137,13 +137,13 @@ class DiNTSProbe(Probe, nnUNetTrainerDiNTSSearch):
 
 
 def search_dints(
-    problem: Problem, seed: int, settings: dict[str, Any], *, without_segmentation: bool = False
-) -> tuple[dict[str, Any], DiNTSProbe]:
-    """One search; what is recorded of it, and the trainer that ran it."""
+    problem: Problem, seed: int, settings: dict[str, Any], *, without_segmentation: bool, without_terms: bool
+) -> dict[str, Any]:
+    """One search; what is recorded of it."""
     started = time.time()
     with quietly():
         trainer = problem.trainer(DiNTSProbe, {**settings, "seed": seed}, "dints")
-        trainer.without_segmentation = without_segmentation
+        trainer.without_segmentation, trainer.without_terms = without_segmentation, without_terms
         trainer.run_training()
         found = trainer.delivered()
     history = trainer.history
@@ -164,7 +164,39 @@ def search_dints(
         "seconds": round(time.time() - started),
         **pulls,
         "evidence": json.dumps(_scores(trainer), separators=(",", ":")),
-    }, trainer
+    }
+
+
+class CellsProbe(Probe, nnUNetTrainerIACLTHSearch):
+    """Alpha and beta start at constants in every search."""
+
+
+def backbone_checkpoint(problem: Problem, folder: Path, *, iterations: int) -> Path:
+    """One trained backbone, the same for all searches."""
+    path = folder / "backbone.pth"
+    trainer = train(problem, None, seed=0, iterations=iterations)
+    trainer.disable_checkpointing = False
+    with quietly():
+        trainer.save_checkpoint(str(path))
+    return path
+
+
+def search_cells(problem: Problem, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """One search for cells; what is recorded of it."""
+    started = time.process_time()
+    with quietly():
+        trainer = problem.trainer(CellsProbe, {**settings, "seed": seed}, "iac_lth")
+        trainer.run_training()
+    history = trainer.history
+    before = history.probabilities[np.flatnonzero(history.operations_left == history.operations_left[0])[-1]]
+    return {
+        "genotype": json.dumps(trainer.genotype().to_json(), separators=(",", ":")),
+        "epochs": len(history),
+        "largest_p_before_pruning": round(float(before.max()), 5),
+        "smallest_p_before_pruning": round(float(before.min()), 5),
+        "train_loss": round(float(history.train_loss[-1]), 4),
+        "cpu_seconds": round(time.process_time() - started, 1),
+    }
 
 
 def _scores(trainer: DiNTSProbe) -> dict[str, Any]:
