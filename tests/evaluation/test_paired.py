@@ -330,7 +330,7 @@ def test_wilcoxon_is_wrong_in_5_percent_of_samples_without_a_difference():
 
 def test_the_tests_of_equivalence_are_wrong_in_5_percent_of_samples_at_the_margin():
     random = np.random.default_rng(8)
-    runs = 1500
+    runs = 800
     hits = sum(max(one_sided_tests(random.normal(0.01, 0.005, 20), 0.01)) < 0.05 for _ in range(runs))
     assert within_three_errors(hits, runs, 0.05)
 

@@ -57,6 +57,14 @@ def test_the_error_of_runs_and_cases_by_hand():
     assert found.cases_needed is None
 
 
+def test_two_runs_by_hand():
+    # Cases alike, runs of 0 and 0.2: a draw is one of the runs alone in half of the draws, 0.1 from the mean, stretched
+    # by sqrt(2 / (2 - 1)) and by the ratio of t with one degree of freedom, tan(0.475 pi), to z.
+    found = bootstrap_interval(Runs(np.array([[0.0] * 3, [0.2] * 3]), np.zeros((1, 3))), seed=0)
+    half = 0.1 * math.sqrt(2) * math.tan(0.475 * math.pi) / 1.959963985
+    assert (found.low, found.high) == pytest.approx((-0.1 - half, -0.1 + half))
+
+
 def test_runs_that_do_not_differ_leave_the_interval_of_the_cases():
     differences = np.random.default_rng(0).normal(0.01, 0.02, 40)
     models = Runs(np.zeros((3, 40)), np.tile(differences, (3, 1)))
