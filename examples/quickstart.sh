@@ -107,10 +107,13 @@ find_python() {
     fail "Python 3.10 or newer is needed: install it so that python3 starts it" 3
 }
 
+imports="import nnunetv2.run.run_training, nnunetv2.inference.predict_from_raw_data, timm"
+
 nas() { "$python" -m nnunet_nas.cli.main "$@"; }
 
+# Imports all that nnU-Net's commands import, so that a start that is timed later finds nothing cold.
 find_device() {
-    "$python" -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")'
+    "$python" -c "import torch; $imports; print('cuda' if torch.cuda.is_available() else 'cpu')" | tail -n 1
 }
 
 link_dataset() {
@@ -147,9 +150,7 @@ selected_configuration() {
 left() { echo $((870 - SECONDS)); }
 
 # Starts nnU-Net as its commands do: what this takes now is what each of them will take.
-start_nnunet() {
-    "$python" -c "import nnunetv2.run.run_training, nnunetv2.inference.predict_from_raw_data, timm"
-}
+start_nnunet() { "$python" -c "$imports"; }
 
 seconds_of() { cat "$here/steps/$1"; }
 

@@ -14,7 +14,7 @@ MIN_TRAINING, MAX_TRAINING = 15, 150
 # What comes after this point starts nnU-Net: two trainings, two predictions, two evaluations, the count of parameters.
 STARTS_WITH_TRAININGS, STARTS_AFTER_TRAININGS = 7, 5
 # A machine may become busier than it was when something was measured.
-RESERVE = 1.5
+RESERVE = 1.25
 # Seconds kept for predicting before anything is known of it.
 FOR_PREDICTION = 40
 
