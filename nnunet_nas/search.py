@@ -40,7 +40,6 @@ class SearchTrainer(ResumableTrainer):
 
     settings_class: ClassVar[type[Any]]
     is_ddp: bool
-    plans: Plans
     _drawn_epochs: int
     _added: bool
     _next_drawing: float
@@ -63,8 +62,6 @@ class SearchTrainer(ResumableTrainer):
                 )
             super().__init__(plans, configuration, fold, dataset_json, device)
         self.follow_settings()
-        path = Path(self.preprocessed_dataset_folder_base) / f"{self.plans_manager.plans_name}.json"
-        self.plans = Plans(self.plans_manager.plans, path)
         self.base_digest = self.plans.digest(configuration)
         self._parallel = bool(self.is_ddp)
         self._added = False
@@ -137,10 +134,10 @@ class SearchTrainer(ResumableTrainer):
     def next_steps(self) -> list[str]:
         """The commands that train the result and predict with it."""
         return commands.train_and_predict(
-            self.dataset_number(),
+            self.plans.number,
             self.result_name(),
             self.fold,
-            plans=self.plans_manager.plans_name,
+            plans=self.plans.name,
             trainer=result_trainer(self.settings.method),
         )
 
@@ -365,7 +362,7 @@ class SearchTrainer(ResumableTrainer):
                     f"to search anew"
                 )
         name = self.result_name()
-        if name in self.plans_manager.plans["configurations"]:
+        if name in self.plans.configurations:
             raise DataProblem(
                 f"configuration {name} is in the plans already: set another suffix ({self.set_search('suffix=_b')}), "
                 f"or remove it there"

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from nnunet_nas import commands
-from nnunet_nas.environment import dataset_number
 from nnunet_nas.errors import DataProblem, exit_with_one_line
 from nnunet_nas.histories import History
 from nnunet_nas.randomness import random_states
@@ -109,14 +108,10 @@ class ResumableTrainer(ConfiguredTrainer):
         return commands.set_search(
             self.settings.method,
             *assignments,
-            dataset=self.dataset_number(),
+            dataset=self.plans.number,
             configuration=self.configuration_name,
-            plans=self.plans_manager.plans_name,
+            plans=self.plans.name,
         )
-
-    def dataset_number(self) -> int:
-        """The data set's number, for commands that are printed."""
-        return dataset_number(self.plans_manager.dataset_name)
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
 
 from nnunet_nas.files import replace_file
+from nnunet_nas.plans import Plans
 
 
 def to_bytes(state: dict[str, Any]) -> bytes:
@@ -29,13 +30,17 @@ class ConfiguredTrainer(nnUNetTrainer, ABC):
 
     Attributes:
         settings: of the method.
+        plans: that it was started with.
     """
 
     settings: Any
+    plans: Plans
     _inherits_mirroring = False
 
     def follow_settings(self) -> None:
         """Once nnU-Net's own constructor is through."""
+        path = Path(self.preprocessed_dataset_folder_base) / f"{self.plans_manager.plans_name}.json"
+        self.plans = Plans(self.plans_manager.plans, path)
         self.num_epochs = self.settings.num_epochs
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.settings.num_val_iterations_per_epoch

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nnunet_nas import commands
 from nnunet_nas.cli.common import add_dataset_arguments, format_table, quiet_output
@@ -22,9 +22,6 @@ from nnunet_nas.environment import find_preprocessed_dataset
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.methods import result_trainer
 from nnunet_nas.plans import Plans
-
-if TYPE_CHECKING:
-    from nnunet_nas.complexity import Complexity
 
 SUMMARY = "parameters, MACs and memory of configurations"
 _HEADER = (
@@ -78,7 +75,8 @@ def _count(plans: Plans, names: list[str], *, every_one_asked_for: bool) -> tupl
     for name in names:
         try:
             spec = network_spec(plans, name, dataset_json)
-            rows.append(_row(name, spec.patch_size, complexity_of(spec)))
+            costs = complexity_of(spec).to_json()
+            rows.append({"configuration": name, "patch_size": list(spec.patch_size), **costs})
         except DataProblem as error:
             if every_one_asked_for:
                 raise
@@ -88,10 +86,6 @@ def _count(plans: Plans, names: list[str], *, every_one_asked_for: bool) -> tupl
         if stale:
             problems.append(f"{name} is stale: {stale}")
     return rows, problems
-
-
-def _row(name: str, patch_size: tuple[int, ...], cost: Complexity) -> dict[str, Any]:
-    return {"configuration": name, "patch_size": list(patch_size), **cost.to_json()}
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -92,8 +92,7 @@ def start_from_backbone(
         DataProblem: no backbone of this fold, or one that does not fit.
     """
     checkpoint = trainer.settings.backbone_checkpoint
-    plans = Plans(trainer.plans_manager.plans)
-    backbone = load_checkpoint(BackboneAddress(plans, configuration, trainer.fold, trained_by, checkpoint))
+    backbone = load_checkpoint(BackboneAddress(trainer.plans, configuration, trainer.fold, trained_by, checkpoint))
     load_backbone(network, backbone.weights)
     trainer.inherit_mirroring(backbone.mirroring)
     trainer.print_to_log_file(f"Backbone: {backbone.path}")

@@ -86,8 +86,8 @@ class nnUNetTrainerIACRetrofit(ConfiguredTrainer):
         Raises:
             DataProblem: no backbone of this fold, one that does not fit, or theta_0 was lost.
         """
-        network, base = self.unwrapped(), self.plans_manager.plans["configurations"][self.configuration_name]
-        start_from_backbone(self, network, base["inherits_from"], self.record["backbone_trainer"])
+        network, base = self.unwrapped(), self.plans.configurations[self.configuration_name]["inherits_from"]
+        start_from_backbone(self, network, base, self.record["backbone_trainer"])
         if self._starts_from_theta_0():
             path = self._search_folder() / "theta_0.pth"
             _load_theta_0(network, path)
@@ -108,7 +108,7 @@ class nnUNetTrainerIACRetrofit(ConfiguredTrainer):
                 f"start from fresh weights with {_FRESH}"
             )
         results = folder_from_environment("nnUNet_results")
-        return results / self.plans_manager.dataset_name / self.record["search_folder"]
+        return results / self.plans.dataset_name / self.record["search_folder"]
 
     def checkpoint(self) -> dict[str, Any]:
         """nnU-Net's, under the name of nnU-Net's trainer; see the module."""

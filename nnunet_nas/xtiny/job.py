@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from nnunet_nas.architecture import build_without_weights, derive, network_spec
 from nnunet_nas.commands import DEFAULT_PLANS
@@ -34,6 +33,7 @@ from nnunet_nas.xtiny.store import ScoreStore
 from nnunet_nas.xtiny.widths import candidate_name
 
 DEFAULT_IMAGES = 64
+_ONE_AT_A_TIME = "The network has batch normalisation, in which images influence each other: scored one at a time."
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class TinyJob:
         self.candidates = candidates_of(self.base, settings.configuration)
         self._require_enough_candidates()
         self._require_sound_seeds()
-        self.notes = _notes(build_without_weights(self.base))
+        self.notes = [_ONE_AT_A_TIME] if uses_batch_statistics(build_without_weights(self.base)) else []
         self.source = PatchSource(self._data_folder, self._cases(), self.base.patch_size)
         suffix = "" if settings.metric == "jacobian" else f"__{settings.metric}"
         name = f"{settings.output or settings.plans}__{settings.configuration}{suffix}"
@@ -272,12 +272,6 @@ class TinyJob:
         require_writable(self.dataset)
         self.plans.check(self._derived, output=self.settings.output, overwrite=self.settings.overwrite)
         require_writable(self.output_folder)
-
-
-def _notes(network: nn.Module) -> list[str]:
-    if uses_batch_statistics(network):
-        return ["The network has batch normalisation, in which images influence each other: scored one at a time."]
-    return []
 
 
 def _fingerprint(dataset: Path) -> str:
