@@ -47,14 +47,12 @@ class Evidence:
             shared: loss of a topology with the supernet's weights.
             trained: loss after a short training.
             fits: whether a topology meets the budget when it is built.
-            finalists: how many are trained: the best ones that fit, and the decoded one where it fits.
+            finalists: how many are trained: the decoded one, which is what there is without evidence, and the best of
+                those that fit.
             keep: is called after each score.
 
         Returns:
             number of the winner; ties go to the one proposed first.
-
-        Raises:
-            ValueError: no candidate fits.
         """
         for number, candidate in enumerate(self.candidates):
             if number not in self.shared:
@@ -68,14 +66,12 @@ class Evidence:
         return min(chosen, key=lambda number: (self.trained.get(number, 0.0), number))
 
     def _finalists(self, fits: Callable[[Topology], bool], count: int) -> list[int]:
-        chosen = [0] if fits(self.candidates[0]) else []
+        chosen = [0]
         for number in sorted(range(1, len(self.candidates)), key=lambda number: (self.shared[number], number)):
             if len(chosen) >= count:
                 break
             if fits(self.candidates[number]):
                 chosen.append(number)
-        if not chosen:
-            raise ValueError("no candidate fits the budget")
         return chosen
 
     def to_json(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from nnunet_nas.dints.memory import counted_mib
 from nnunet_nas.dints.sampling import sample_within_budget
 from nnunet_nas.dints.selection import Selection
 from nnunet_nas.dints.topology import Topology
-from nnunet_nas.errors import BudgetProblem, DataProblem
+from nnunet_nas.errors import DataProblem
 from nnunet_nas.files import replace_file
 from nnunet_nas.randomness import seed_everything
 
@@ -51,11 +51,7 @@ class Judge:
         self.path = Path(trainer.output_folder) / CANDIDATES
 
     def choose(self, decoded: Selection) -> Selection:
-        """The topology that the evidence is for; `decoded` is what is delivered without it.
-
-        Raises:
-            BudgetProblem: no candidate meets the budget.
-        """
+        """The topology that the evidence is for; `decoded` is what is delivered without it."""
         self.evidence = Evidence(self._candidates(decoded))
         self._recall()
         self.training, self.judging = self.trainer.judging_loaders()
@@ -78,29 +74,25 @@ class Judge:
     def _gather(self) -> int:
         self._seed("batches")
         self.batches = [next(self.judging) for _ in range(self.settings.scoring_batches)]
-        try:
-            return self.evidence.gather(
-                shared=self.shared_loss,
-                trained=self.trained_loss,
-                fits=self._fits,
-                finalists=self.settings.finalists,
-                keep=self._keep,
-            )
-        except ValueError as error:
-            limit = self.trainer.budget_mib
-            raise BudgetProblem(f"{error} of {limit:.1f} MiB: raise memory_limit_mib or sigma") from error
+        return self.evidence.gather(
+            shared=self.shared_loss,
+            trained=self.trained_loss,
+            fits=self._fits,
+            finalists=self.settings.finalists,
+            keep=self._keep,
+        )
 
     def _candidates(self, decoded: Selection) -> list[Topology]:
         trainer, count = self.trainer, self.settings.samples
-        budget = trainer.budget_mib if trainer.has_hard_budget else None
         rng = np.random.default_rng([self.settings.seed, trainer.num_epochs])
-        drawn = sample_within_budget(trainer.relaxed(), _DRAWS_PER_SAMPLE * count, rng, budget_mib=budget)
+        limit = trainer.hard_budget_mib
+        drawn = sample_within_budget(trainer.relaxed(), _DRAWS_PER_SAMPLE * count, rng, budget_mib=limit)
         return distinct([decoded.topology, *drawn], 1 + count)
 
     def _fits(self, topology: Topology) -> bool:
         """Counted, not predicted."""
-        trainer = self.trainer
-        return not trainer.has_hard_budget or counted_mib(trainer.spec_of(topology)) <= trainer.budget_mib
+        limit = self.trainer.hard_budget_mib
+        return limit is None or counted_mib(self.trainer.spec_of(topology)) <= limit
 
     def _seed(self, purpose: str) -> None:
         """All random numbers, from the search's seed and what they are for."""

@@ -5,7 +5,7 @@ The budget (our choice): the most probable feasible topology at a price per MiB,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from nnunet_nas.dints.topology import Topology, edges
 from nnunet_nas.errors import BudgetProblem
 
 _BISECTIONS = 20
+# Of the limit, by what the prediction lacks.
+_CORRECTIONS = 5
 # Nats per MiB, as powers of ten around one nat for the whole network.
 _PRICES = (-4.0, 6.0)
 
@@ -73,6 +75,33 @@ def select_topology(
         else:
             low = middle
     return smallest_network(len(edge_logits), names, model) if best is None else best
+
+
+def within_counted(
+    select: Callable[[float], Selection], count: Callable[[Topology], float], budget_mib: float
+) -> Selection:
+    """A selection that meets a budget when it is built, where the prediction may be a few percent too low.
+
+    Args:
+        select: the selection whose predicted memory meets a limit in MiB.
+        count: MiB that a topology keeps when it is built.
+        budget_mib: MiB.
+
+    Returns:
+        that of the budget, or of the highest limit found at which the counted memory meets it; where none does, that
+        of the lowest limit tried.
+    """
+    limit, found = budget_mib, select(budget_mib)
+    for _ in range(_CORRECTIONS):
+        excess = count(found.topology) - budget_mib
+        if excess <= 0:
+            break
+        limit = min(limit, found.mib) - excess
+        try:
+            found = select(limit)
+        except BudgetProblem:
+            break
+    return found
 
 
 def require_budget(layers: int, names: Sequence[str], model: MemoryModel, budget_mib: float | None) -> float:

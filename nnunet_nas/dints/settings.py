@@ -87,7 +87,12 @@ class DiNTSSettings:
     )
     samples: int = setting(64, "our choice", "topologies that selection=evidence draws", minimum=1)
     scoring_batches: int = setting(16, "our choice", "batches that each of them is scored on", minimum=1)
-    finalists: int = setting(8, "our choice", "how many of them are trained for a short while; 1: none", minimum=1)
+    finalists: int = setting(
+        8,
+        "our choice",
+        "how many of them, the most probable topology included, are trained for a short while",
+        minimum=2,
+    )
     race_iterations: int = setting(250, "our choice", "iterations of that training", minimum=1)
     supernet: Literal["exact", "fast"] = setting(
         "exact", "our choice", "fast mixes kernels instead of outputs: less time and memory, another relaxation"

@@ -21,7 +21,7 @@ from nnunet_nas.dints.losses import ArchitectureTerms, exact_terms, paper_terms
 from nnunet_nas.dints.memory import MemoryModel, counted_mib, measure_memory
 from nnunet_nas.dints.probabilities import log_feasible, marginals, operation_entropy, pattern_entropy
 from nnunet_nas.dints.sampling import RelaxedTopology, sample_within_budget
-from nnunet_nas.dints.selection import Selection, require_budget, select_topology
+from nnunet_nas.dints.selection import Selection, require_budget, select_topology, within_counted
 from nnunet_nas.dints.settings import DiNTSSettings
 from nnunet_nas.dints.space import Space
 from nnunet_nas.dints.supernet import DiNTSSupernet
@@ -225,8 +225,8 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         if self.settings.weights_on == "mixture":
             return []
         rng = np.random.default_rng([self.settings.seed, self.current_epoch])
-        budget = self.budget_mib if self.has_hard_budget else None
-        return sample_within_budget(self.relaxed(), self.num_iterations_per_epoch, rng, budget_mib=budget)
+        drawn = self.num_iterations_per_epoch
+        return sample_within_budget(self.relaxed(), drawn, rng, budget_mib=self.hard_budget_mib)
 
     def train_only(self, *, weights: bool) -> None:
         """Says what the next step has gradients for; the rest costs none."""
@@ -276,16 +276,17 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         """x (layers, E) and alpha (layers, E, N), on the CPU in double precision: a few hundred numbers."""
         return self.network.encoder.edge_logits.cpu().double(), self.network.encoder.operation_logits().cpu().double()
 
-    def select(self, *, within_budget: bool) -> Selection:
-        """The discrete topology at present."""
-        x, alpha = (tensor.detach() for tensor in self.logits())
+    def select(self, *, limit_mib: float | None) -> Selection:
+        """The most probable topology at present whose predicted memory meets a limit; None for no limit."""
+        at_present = self.relaxed()
         return select_topology(
-            x.numpy(),
-            torch.softmax(alpha, -1).numpy(),
-            self.space.names,
-            self.memory,
-            budget_mib=self.budget_mib if within_budget else None,
+            at_present.edge_logits, at_present.operations, at_present.names, at_present.model, budget_mib=limit_mib
         )
+
+    @property
+    def hard_budget_mib(self) -> float | None:
+        """The budget where it is one that must be met."""
+        return float(self.budget_mib) if self.has_hard_budget else None
 
     @torch.no_grad()
     def decide(self) -> None:
@@ -297,7 +298,7 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
                 f"the architecture became infinite in epoch {self.current_epoch}: the search up to the epoch before is "
                 f"kept; lower architecture_lr with {self.set_search()} and start again"
             )
-        found = self.select(within_budget=self.has_hard_budget)
+        found = self.select(limit_mib=self.hard_budget_mib)
         operations = torch.softmax(alpha, -1)
         weight = marginals(x)
         self.record(
@@ -339,16 +340,24 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         return found
 
     def delivered(self) -> Selection:
-        """What goes into the plans, and into the last epoch of the history."""
-        found = self.select(within_budget=self.has_hard_budget)
-        if self.settings.selection == "argmax":
-            return found
-        self.judge = Judge(self)
-        found = self.judge.choose(found)
+        """What goes into the plans and, as what its last epoch has selected, into the history."""
+        found = self._decoded()
+        if self.settings.selection == "evidence":
+            self.judge = Judge(self)
+            found = self.judge.choose(found)
         history = self.history
         history.selected[-1], history.selected_mib[-1] = found.decoded.selected, found.mib
         history.nll[-1], history.gap[-1] = found.decoded.nll, discretisation_gap(history.edge_logits[-1], found.decoded)
         return found
+
+    def _decoded(self) -> Selection:
+        """The most probable topology that meets the budget, counted and not only predicted."""
+        budget = self.hard_budget_mib
+        if budget is None:
+            return self.select(limit_mib=None)
+        return within_counted(
+            lambda limit: self.select(limit_mib=limit), lambda topology: counted_mib(self.spec_of(topology)), budget
+        )
 
     def search_state(self) -> dict[str, Any]:
         """Weights and architecture."""
@@ -374,7 +383,7 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         """Writes topology and drawing; one configuration, trained by nnU-Net's own trainer."""
         found = self.delivered()
         content = found.topology.to_json()
-        if self.settings.selection == "evidence" and not self.disable_checkpointing:
+        if not self.disable_checkpointing:
             self.history.save(Path(self.output_folder) / HISTORY)
             self._drawn_epochs = 0
         spec = self.spec_of(found.topology)

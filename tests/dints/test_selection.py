@@ -6,7 +6,7 @@ from topologies import NAMES, all_topologies, random_model, relaxed
 
 from nnunet_nas.dints.decoding import decode, negative_log_likelihood
 from nnunet_nas.dints.memory import MemoryModel
-from nnunet_nas.dints.selection import require_budget, select_topology, smallest_network
+from nnunet_nas.dints.selection import require_budget, select_topology, smallest_network, within_counted
 from nnunet_nas.dints.topology import edges
 from nnunet_nas.errors import BudgetProblem
 
@@ -126,3 +126,29 @@ def test_a_budget_below_the_smallest_network_is_refused():
     with pytest.raises(BudgetProblem):
         require_budget(2, NAMES[:2], model, 200.9)
     assert require_budget(2, NAMES[:2], model, 201) == pytest.approx(201)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_a_budget_is_met_as_counted_where_the_prediction_is_too_low(share):
+    model = random_model(3, 3)
+    logits, operations = relaxed(4, model, 4)
+    budget = (
+        share * select_topology(logits, operations, NAMES, model).mib
+        + (1 - share) * smallest_network(4, NAMES, model).mib
+    )
+
+    def select(limit):
+        return select_topology(logits, operations, NAMES, model, budget_mib=limit)
+
+    def count(topology):
+        return 1.04 * model.of(topology, NAMES)
+
+    # Too large by count, though not as predicted.
+    tight = 1.01 * select(budget).mib
+    assert select(tight).mib <= tight < count(select(tight).topology)
+    found = within_counted(select, count, tight)
+    assert count(found.topology) <= tight
+    assert found.mib < select(tight).mib
+    # What needs no correction gets none, and what cannot be met ends with the smallest that was found.
+    assert within_counted(select, lambda topology: model.of(topology, NAMES), tight) == select(tight)
+    assert within_counted(select, lambda topology: 10 * budget, budget).mib <= select(budget).mib

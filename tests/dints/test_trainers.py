@@ -151,7 +151,7 @@ def test_killed_after_the_last_epoch_it_ends_as_without(searchable, monkeypatch,
     monkeypatch.setattr(nnUNetTrainerDiNTSSearch, "train_step", None)
     again = run(searchable, resume=True)
     assert NAME in read_plans(searchable)["configurations"]
-    assert again.select(within_budget=True).topology == trainer.select(within_budget=True).topology
+    assert again.select(limit_mib=again.budget_mib).topology == trainer.select(limit_mib=again.budget_mib).topology
 
 
 EVIDENCE = {"selection": "evidence", "samples": 5, "scoring_batches": 2, "finalists": 3, "race_iterations": 2}
@@ -345,8 +345,8 @@ def test_a_limit_in_mib_is_met(searchable):
     limited.initialize()
     with torch.no_grad():
         limited.network.encoder.edge_logits.fill_(3)
-    assert limited.select(within_budget=False).mib > limited.budget_mib
-    found = limited.select(within_budget=limited.has_hard_budget)
+    assert limited.select(limit_mib=None).mib > limited.budget_mib
+    found = limited.select(limit_mib=limited.hard_budget_mib)
     assert smallest <= found.mib <= limited.budget_mib == pytest.approx(1.15 * smallest)
 
 
@@ -358,7 +358,7 @@ def test_what_is_recorded_is_what_is_delivered_where_the_budget_decides(searchab
     set_settings(searchable, "2d", "dints", memory_limit_mib=1.3 * smallest, num_epochs=2)
     limited = run(searchable)
     delivered = Topology.from_json(json.loads((Path(limited.output_folder) / "topology.json").read_text()))
-    assert limited.select(within_budget=False).mib > limited.budget_mib
+    assert limited.select(limit_mib=None).mib > limited.budget_mib
     selected = limited.history.selected[-1].astype(bool)
     np.testing.assert_array_equal(selected, delivered.selected())
     assert limited.history.selected_mib[-1] == pytest.approx(limited.memory.of(delivered, limited.space.names))
@@ -390,7 +390,7 @@ def test_in_the_papers_mode_sigma_is_a_wish(searchable):
     set_settings(searchable, "2d", "dints", sigma=0.001, losses="paper")
     trainer = make(searchable)
     trainer.initialize()
-    assert trainer.select(within_budget=trainer.has_hard_budget).mib > trainer.budget_mib
+    assert trainer.select(limit_mib=trainer.hard_budget_mib).mib > trainer.budget_mib
 
 
 @NO_PICTURES
