@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
             mirroring=not args.disable_tta,
             unverified=args.unverified,
         )
+        _mention_postprocessing(settings.model, settings.postprocessing)
         verification = export(settings, lambda text: print(text, file=sys.stderr))
     if args.json:
         print(json.dumps(None if verification is None else verification.to_json(), indent=4))
@@ -80,6 +81,12 @@ def _model_folder(args: argparse.Namespace) -> Path:
         raise UsageError("name a model with -d and -c (and -tr, -p), or its folder with -m")
     dataset = find_preprocessed_dataset(args.d).name
     return folder_from_environment("nnUNet_results") / dataset / f"{args.tr}__{args.p}__{args.c}"
+
+
+def _mention_postprocessing(model: Path, chosen: Path | None) -> None:
+    """nnU-Net does not apply what `nnUNetv2_find_best_configuration` found unless told to; neither does an export."""
+    for found in sorted(model.glob("crossval_results_folds_*/postprocessing.pkl")) if chosen is None else ():
+        print(f"not applied: {found} (-pp_pkl_file carries it along)", file=sys.stderr)
 
 
 def _raw_images(dataset: str) -> Path | None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 import zipapp
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import nnunet_nas
 from nnunet_nas import errors, runtime
-from nnunet_nas.errors import DataProblem
+from nnunet_nas.errors import DataProblem, EnvironmentProblem
 from nnunet_nas.export.model import TrainedModel, load_model, recipe_of
 from nnunet_nas.export.network import write_network
 from nnunet_nas.export.verification import Verification, verify
@@ -79,8 +81,7 @@ def export(settings: ExportSettings, progress: Callable[[str], object] = lambda 
         settings.model, settings.folds, settings.checkpoint, step=settings.step, mirroring=settings.mirroring
     )
     recipe_of(model, (), settings.postprocessing)  # refusals come before the work
-    settings.output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{settings.output.name}.", dir=settings.output.parent) as scratch:
+    with _scratch_beside(settings.output) as scratch:
         folder = Path(scratch) / "export"
         folder.mkdir()
         recipe = _write_model(model, settings, folder, progress)
@@ -90,6 +91,15 @@ def export(settings: ExportSettings, progress: Callable[[str], object] = lambda 
             settings.output.rmdir()
         folder.rename(settings.output)
     return verification
+
+
+def _scratch_beside(output: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder on the same disk, from which the finished export is renamed."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent)
+    except OSError as error:
+        raise EnvironmentProblem(f"-o {output} cannot be written ({error.strerror}): choose another folder") from error
 
 
 def _require_free(output: Path) -> None:
@@ -143,7 +153,13 @@ def _write_rest(recipe: Recipe, verification: Verification | None, folder: Path)
 
 
 def _write_recipe(recipe: Recipe, folder: Path) -> None:
-    replace_file(folder / RECIPE, json.dumps(recipe.to_json(), indent=4).encode())
+    replace_file(folder / RECIPE, _readable(recipe.to_json()).encode())
+
+
+def _readable(content: dict[str, Any]) -> str:
+    """Indented JSON with each list of numbers or names on one line."""
+    lists = re.compile(r"(?<=\[)\n[^\[\]{}]*(?=\])")
+    return lists.sub(lambda found: re.sub(r"\n +", " ", found[0]).strip(), json.dumps(content, indent=4))
 
 
 def _instructions(recipe: Recipe) -> str:

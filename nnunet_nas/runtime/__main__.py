@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-from nnunet_nas.errors import DataProblem, NasError
+from nnunet_nas.errors import DataProblem, EnvironmentProblem, NasError
 from nnunet_nas.runtime.predictor import DEFAULT_STEP, Predictor
 
 
@@ -36,6 +37,7 @@ def _run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     failed = 0
     cases = predictor.cases(args.i)
+    _require_writable(args.o)
     for number, case in enumerate(cases, start=1):
         output = args.o / f"{case.name}{predictor.recipe.file_ending}"
         if args.continue_prediction and output.is_file():
@@ -49,6 +51,16 @@ def _run(args: argparse.Namespace) -> int:
             continue
         print(f"{number}/{len(cases)} {output} ({time.perf_counter() - started:.1f} s)", file=sys.stderr)
     return DataProblem.exit_code if failed else 0
+
+
+def _require_writable(folder: Path) -> None:
+    """Makes the output folder, or says so before anything is computed for it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise EnvironmentProblem(f"-o {folder} cannot be written ({error.strerror}): choose another folder") from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,13 @@ class Image:
         array: (c, z, y, x), float32.
         spacing: mm per voxel, (z, y, x).
         frame: what its reader needs to write a segmentation.
+        dimensions: of the image itself, 2 or 3.
     """
 
     array: NDArray[np.float32]
     spacing: tuple[float, ...]
     frame: Any
+    dimensions: int = 3
 
 
 class ItkImages:
@@ -50,6 +52,11 @@ class ItkImages:
         arrays, frames = [], []
         for file in files:
             image = sitk.ReadImage(str(file))
+            if image.GetDimension() not in (2, 3) or image.GetNumberOfComponentsPerPixel() != 1:
+                raise DataProblem(
+                    f"{file} has {image.GetDimension()} dimensions and {image.GetNumberOfComponentsPerPixel()} values "
+                    f"per voxel: the model reads 2-D or 3-D images of one channel per file"
+                )
             original = None
             if self.orientation is not None:
                 original = sitk.DICOMOrientImageFilter_GetOrientationFromDirectionCosines(image.GetDirection())
@@ -58,9 +65,11 @@ class ItkImages:
             arrays.append(array.reshape((1,) * (4 - array.ndim) + array.shape))
             frames.append((image.GetSpacing(), image.GetOrigin(), image.GetDirection(), original))
         spacing = [abs(step) for step in frames[0][0][::-1]]
-        if len(spacing) == 2:
+        dimensions = len(spacing)
+        if dimensions == 2:
             spacing = [max(spacing) * _APART, *spacing]
-        return _stacked(files, arrays, [frame[0] for frame in frames], tuple(spacing[-3:]), frames[0])
+        stacked = _stacked(files, arrays, [frame[0] for frame in frames], tuple(spacing), frames[0])
+        return replace(stacked, dimensions=dimensions)
 
     def write(self, labels: NDArray[np.unsignedinteger], path: Path, frame: Any) -> None:
         """(z, y, x), compressed."""
@@ -126,7 +135,7 @@ class NaturalImages:
                 arrays.append(array[None, None])
             else:
                 raise DataProblem(f"{file} has shape {array.shape}: the model reads grey, RGB or RGBA images")
-        return _stacked(files, arrays, [()] * len(files), (_APART, 1.0, 1.0), None)
+        return replace(_stacked(files, arrays, [()] * len(files), (_APART, 1.0, 1.0), None), dimensions=2)
 
     def write(self, labels: NDArray[np.unsignedinteger], path: Path, frame: Any) -> None:
         """(1, y, x)."""
@@ -189,17 +198,18 @@ def reader(name: str) -> Reader:
     return _READERS[name]()
 
 
-def read_image(source: Reader, files: Sequence[Path], channels: int) -> Image:
+def read_image(source: Reader, files: Sequence[Path], channels: int, dimensions: int = 2) -> Image:
     """An image that the model can take.
 
     Args:
         source: of the model.
         files: of one case.
         channels: that the model was trained on.
+        dimensions: of the model's patches; a 2-D model takes a 3-D image plane by plane.
 
     Raises:
-        DataProblem: a file that cannot be read, another number of channels, an empty image, or values that are no
-            numbers.
+        DataProblem: a file that cannot be read, another number of channels or too few dimensions, an empty image, or
+            values that are no numbers.
         EnvironmentProblem: the package that reads such files is not installed.
     """
     try:
@@ -212,6 +222,8 @@ def read_image(source: Reader, files: Sequence[Path], channels: int) -> Image:
         raise DataProblem(f"{files[0]} cannot be read ({type(error).__name__}): is it whole?") from error
     if len(image.array) != channels:
         raise DataProblem(f"{files[0]}: the case has {len(image.array)} channels, the model was trained on {channels}")
+    if image.dimensions < dimensions:
+        raise DataProblem(f"{files[0]} is a {image.dimensions}-D image, the model reads {dimensions}-D images")
     if 0 in image.array.shape:
         raise DataProblem(f"{files[0]} is empty, shape {image.array.shape[1:]}")
     if not np.isfinite(image.array).all():

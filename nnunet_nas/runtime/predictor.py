@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +91,7 @@ class Predictor:
             DataProblem: images that the model cannot take.
             EnvironmentProblem: `output` cannot be written.
         """
-        image = read_image(self._reader, files, len(self.recipe.channels))
+        image = read_image(self._reader, files, len(self.recipe.channels), len(self.recipe.patch_size))
         labels = self.predict_array(image.array, image.spacing)
         if output is not None:
             try:
@@ -121,24 +121,6 @@ class Predictor:
             total = own if total is None else total + own
         assert total is not None
         return total / np.float16(len(self.networks)) if len(self.networks) > 1 else total
-
-    def predict_folder(self, source: Path, target: Path, *, overwrite: bool = True) -> Iterator[tuple[Case, bool]]:
-        """Predicts all cases of a folder, in the order of their names.
-
-        Args:
-            source: folder of images.
-            target: folder of segmentations, which is made.
-            overwrite: predict cases again whose segmentation exists.
-
-        Yields:
-            each case when it is done, and whether it was predicted now.
-        """
-        for case in self.cases(source):
-            output = target / f"{case.name}{self.recipe.file_ending}"
-            wanted = overwrite or not output.is_file()
-            if wanted:
-                self.predict(case.files, output)
-            yield case, wanted
 
 
 class _Session:

@@ -27,8 +27,8 @@ _DIRECTION = (0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 
 def _volume(path, *, shape=(4, 5, 6), seed=0, kind=np.int16):
     array = np.random.default_rng(seed).integers(0, 200, shape).astype(kind)
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing((0.7, 0.8, 3.0)[: array.ndim])
+    image = sitk.GetImageFromArray(array, isVector=False)
+    image.SetSpacing((0.7, 0.8, 3.0, 1.0)[: array.ndim])
     if array.ndim == 3:
         image.SetOrigin((-12.0, 4.0, 33.5))
         image.SetDirection(_DIRECTION)
@@ -116,12 +116,54 @@ def _too_many(folder):
     return [_volume(folder / f"case_000{channel}.nii.gz") for channel in range(3)], "has 3 channels, .* trained on 1"
 
 
-@pytest.mark.parametrize("make", [_truncated, _not_finite, _other_shape, _too_many])
+def _flat(folder):
+    return [_volume(folder / "case_0000.nrrd", shape=(5, 6))], "is a 2-D image, the model reads 3-D images"
+
+
+def _series(folder):
+    return [_volume(folder / "case_0000.nii.gz", shape=(2, 4, 5, 6))], "has 4 dimensions"
+
+
+def _coloured(folder):
+    return [_picture(folder / "case_0000.png", (5, 6, 3))], "has 2 dimensions and 3 values per voxel"
+
+
+@pytest.mark.parametrize("make", [_truncated, _not_finite, _other_shape, _too_many, _flat, _series, _coloured])
 def test_what_cannot_be_used_is_refused_in_one_line(make, tmp_path):
     files, message = make(tmp_path)
     with pytest.raises(DataProblem, match=message) as problem:
-        read_image(reader("SimpleITKIO"), files, 1)
+        read_image(reader("SimpleITKIO"), files, 1, 3)
     assert "\n" not in str(problem.value)
+
+
+def _cut(folder):
+    file = _picture(folder / "case_0000.png", (50, 60))
+    file.write_bytes(file.read_bytes()[:-200])
+    return [file], "cannot be read .*: is it whole"
+
+
+def _no_bytes(folder):
+    (folder / "case_0000.png").touch()
+    return [folder / "case_0000.png"], "cannot be read"
+
+
+def _grey_with_alpha(folder):
+    return [_picture(folder / "case_0000.png", (5, 6, 2))], r"has shape \(5, 6, 2\): the model reads grey"
+
+
+@pytest.mark.parametrize("make", [_cut, _no_bytes, _grey_with_alpha])
+def test_a_picture_that_cannot_be_used_is_refused_in_one_line(make, tmp_path):
+    files, message = make(tmp_path)
+    with pytest.raises(DataProblem, match=message) as problem:
+        read_image(reader("NaturalImage2DIO"), files, 1)
+    assert "\n" not in str(problem.value)
+
+
+def test_an_image_without_voxels_is_refused(tmp_path):
+    with pytest.warns(UserWarning, match="zero-size"):
+        tifffile.imwrite(tmp_path / "case_0000.tif", np.zeros((0, 5, 6), np.uint8), photometric="minisblack")
+    with pytest.raises(DataProblem, match=r"case_0000\.tif (is empty|cannot be read)"):
+        read_image(reader("Tiff3DIO"), [tmp_path / "case_0000.tif"], 1, 3)
 
 
 def test_an_unknown_reader_is_named():
