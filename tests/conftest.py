@@ -32,7 +32,7 @@ settings.load_profile("busy")
 
 def pytest_collection_modifyitems(items):
     """The longest tests first: as the last ones they would keep one worker busy and the others waiting."""
-    items.sort(key=lambda item: item.path.name != "test_reference_values.py")
+    items.sort(key=lambda item: (item.path.name != "test_reference_values.py", item.path.parent.name != "integration"))
 
 
 DATASET = "Dataset011_Fake"

@@ -104,6 +104,23 @@ def test_warm_up_leaves_alpha_and_beta_alone(searchable):
 
 
 @NO_PICTURES
+def test_alpha_and_beta_of_iac_learn_on_the_other_half(searchable):
+    trainer = make_trainer(nnUNetTrainerIACSearch, searchable)
+    trainer.on_train_start()
+    halves = [set(loader.data_loader._data.identifiers) for loader in trainer.loaders()[::2]]
+    assert not halves[0] & halves[1]
+    given, loss_of = [], trainer.loss_of
+    trainer.loss_of = lambda batch: given.append(set(batch["keys"].tolist())) or loss_of(batch)
+    trainer.current_epoch = SHORT["warmup_epochs"]
+    trainer.on_train_epoch_start()
+    trainer.train_step(next(trainer.dataloader_train))
+    assert len(given) == 2
+    assert given[0] <= halves[0]
+    assert given[1] <= halves[1]
+    assert trainer.network.alpha.any()
+
+
+@NO_PICTURES
 @BOTH
 @pytest.mark.parametrize("epoch", [pytest.param(1, marks=SLOW), 3])
 def test_interrupted_and_continued_it_ends_bit_for_bit_as_without(trainer_class, epoch, searchable, tmp_path):

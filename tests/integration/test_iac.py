@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from commands import LOADING, ONE_PROCESS, assert_kills_leave_no_trace, configurations, run
+from commands import LOADING, ONE_PROCESS, PLANS, assert_kills_leave_no_trace, configurations, run
 
 from nnunet_nas.iac.history import CellHistory
 
@@ -17,10 +17,13 @@ RETROFIT = ("num_epochs=1", "num_iterations_per_epoch=2", "num_val_iterations_pe
 
 @pytest.fixture(scope="session")
 def backbone(phantom, trainers, made_once):
-    """The phantom with a trained backbone of fold 0 and settings for searches of seconds."""
+    """The phantom with small patches, a trained backbone of fold 0 and settings for searches of seconds."""
 
     def fill(root):
         shutil.copytree(phantom, root, dirs_exist_ok=True)
+        content = json.loads((root / PLANS).read_text())
+        content["configurations"]["2d"]["patch_size"] = [32, 32]
+        (root / PLANS).write_text(json.dumps(content))
         run(root, "nnUNetv2_train", "998", "2d", "0", "-tr", "nnUNetTrainerShort", "-device", "cpu", extra=trainers)
         run(root, "nnunet_nas", "set_search", "-d", "998", "-c", "2d", "-m", "iac_lth", *SHORT)
         run(root, "nnunet_nas", "set_search", "-d", "998", "-c", "2d", "-m", "iac_retrofit", *RETROFIT)
