@@ -100,7 +100,7 @@ CONTRACT: tuple[Used, ...] = (
     _step("on_epoch_start"),
     _step("on_train_epoch_end", "train_outputs"),
     _step("on_validation_epoch_start"),
-    _step("validation_step", "batch"),
+    _hook("validation_step", "batch", purpose="a search validates the topology that it would deliver"),
     Used(
         _TRAINER,
         "trainers read and set these",
