@@ -29,7 +29,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +130,11 @@ def _tell(key: dict[str, Any], text: str) -> None:
     print(time.strftime("%H:%M:%S"), *key.values(), text, flush=True)
 
 
-def agreement(topologies: list[Topology]) -> tuple[float, float]:
-    """Mean over all pairs: Jaccard index of the edges, and share of equal operations on shared edges."""
+def agreement(topologies: Sequence[Topology], other: Topology | None = None) -> tuple[float, float]:
+    """Means over all pairs, or beside another one: Jaccard index of the edges, equal operations on shared edges."""
     pairs = list(itertools.combinations(topologies, 2))
+    if other is not None:
+        pairs = [(topology, other) for topology in topologies]
     operations = [same_operation(*pair) for pair in pairs]
     return float(np.mean([edge_jaccard(*pair) for pair in pairs])), float(np.nanmean(operations))
 
@@ -146,19 +148,29 @@ def matched(topology: Topology, uniform: Any, count: int, seed: int) -> list[Top
 def agree(args: argparse.Namespace) -> None:
     from chance_runs import space_of
 
-    table, rows = [], rows_of(args.table)
-    for dataset, arm in dict.fromkeys((row["dataset"], row["arm"]) for row in rows):
-        own = [row for row in rows if (row["dataset"], row["arm"]) == (dataset, arm)]
-        found = [Topology.from_json(json.loads(row["topology"])) for row in own]
-        if len(found) < 2:
-            continue
+    rows, table, pulls = rows_of(args.table), [], []
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        own = [row for row in rows if row["dataset"] == dataset]
+        answers = {arm: _answers(own, arm) for arm in dict.fromkeys(row["arm"] for row in own)}
         _, uniform = space_of(problem_of(int(dataset)), SETTINGS)
-        pools = [matched(topology, uniform, args.random, seed) for seed, topology in enumerate(found)]
-        chance = np.array([agreement(list(draw)) for draw in zip(*pools, strict=True)])
-        mib = " ".join(f"{float(row['mib']):.0f}" for row in own)
-        table.append([dataset, arm, str(len(found)), mib, *_beside(agreement(found), chance), *_pulls(own)])
-    names = ["data", "arm", "seeds", "MiB", "edges", "by chance", "p", "operations", "by chance", "p", "x", "alpha"]
+        for arm, found in answers.items():
+            sizes = " ".join(f"{size_of(topology, uniform).mib:.0f}" for topology in found)
+            pulls.append([dataset, arm, *_pulls([row for row in own if row["arm"] == arm])])
+            # What never saw L_seg is the same whatever the seed.
+            others = [None, *answers.get("no_lseg", [])[:1]] if arm != "no_lseg" else []
+            for other in others if len(found) > 1 else ():
+                pools = [matched(topology, uniform, args.random, seed) for seed, topology in enumerate(found)]
+                chance = np.array([agreement(draw, other) for draw in zip(*pools, strict=True)])
+                beside = _beside(agreement(found, other), chance)
+                table.append([dataset, arm, "one another" if other is None else "no_lseg", sizes, *beside])
+    names = ["data", "arm", "beside", "MiB", "edges", "by chance", "p", "operations", "by chance", "p"]
     print(format_table(names, table))
+    print("\nGradient norm of the other terms over that of L_seg, quarters of the architecture's steps, medians")
+    print(format_table(["data", "arm", "edges", "operations"], pulls))
+
+
+def _answers(rows: list[dict[str, str]], arm: str) -> list[Topology]:
+    return [Topology.from_json(json.loads(row["topology"])) for row in rows if row["arm"] == arm]
 
 
 def _pulls(rows: list[dict[str, str]]) -> list[str]:

@@ -140,7 +140,7 @@ def search_dints(
     problem: Problem, seed: int, settings: dict[str, Any], *, without_segmentation: bool, without_terms: bool
 ) -> dict[str, Any]:
     """One search; what is recorded of it."""
-    started = time.time()
+    started, cpu = time.time(), time.process_time()
     with quietly():
         trainer = problem.trainer(DiNTSProbe, {**settings, "seed": seed}, "dints")
         trainer.without_segmentation, trainer.without_terms = without_segmentation, without_terms
@@ -162,6 +162,7 @@ def search_dints(
         "operation_entropy": round(float(history.operation_entropy[-1]), 3),
         "train_loss": round(float(history.train_loss[-1]), 4),
         "seconds": round(time.time() - started),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
         **pulls,
         "evidence": json.dumps(_scores(trainer), separators=(",", ":")),
     }

@@ -23,7 +23,7 @@ from nnunet_nas.dints.memory import counted_mib
 from nnunet_nas.dints.sampling import sample_within_budget
 from nnunet_nas.dints.selection import Selection
 from nnunet_nas.dints.topology import Topology
-from nnunet_nas.errors import DataProblem
+from nnunet_nas.errors import BudgetProblem, DataProblem
 from nnunet_nas.files import replace_file
 from nnunet_nas.randomness import seed_everything
 
@@ -86,7 +86,11 @@ class Judge:
         trainer, count = self.trainer, self.settings.samples
         rng = np.random.default_rng([self.settings.seed, trainer.num_epochs])
         limit = trainer.hard_budget_mib
-        drawn = sample_within_budget(trainer.relaxed(), _DRAWS_PER_SAMPLE * count, rng, budget_mib=limit)
+        try:
+            drawn = sample_within_budget(trainer.relaxed(), _DRAWS_PER_SAMPLE * count, rng, budget_mib=limit)
+        except BudgetProblem:
+            # A budget that a single path barely meets leaves nothing to choose from, and no reason to lose the search.
+            drawn = []
         return distinct([decoded.topology, *drawn], 1 + count)
 
     def _fits(self, topology: Topology) -> bool:
