@@ -113,7 +113,7 @@ nas() { "$python" -m nnunet_nas.cli.main "$@"; }
 
 # Imports all that nnU-Net's commands import, so that a start that is timed later finds nothing cold.
 find_device() {
-    "$python" -c "import torch; $imports; print('cuda' if torch.cuda.is_available() else 'cpu')" | tail -n 1
+    "$python" -W ignore -c "import torch; $imports; print('cuda' if torch.cuda.is_available() else 'cpu')" | tail -n 1
 }
 
 link_dataset() {

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 # Less shows nothing; more is not needed to show how the commands work together.
-MIN_TRAINING, MAX_TRAINING = 15, 150
+MIN_TRAINING, MAX_TRAINING = 30, 150
 # What comes after this point starts nnU-Net: two trainings, two predictions, two evaluations, the count of parameters.
 STARTS_WITH_TRAININGS, STARTS_AFTER_TRAININGS = 7, 5
 # A machine may become busier than it was when something was measured.

@@ -28,9 +28,9 @@ def deadline(models: dict[str, Path]) -> str:
     """What the deadline made of the trainings."""
     reports = {name: training_report(model) for name, model in models.items()}
     allowed = {report["allowed_seconds"] for report in reports.values()}
-    ended = ", ".join(f"{name} after {report['iterations']:,} iterations" for name, report in reports.items())
+    done = ", ".join(f"{report['iterations']:,} of {name}" for name, report in reports.items())
     seconds = " or ".join(str(value) for value in sorted(allowed))
-    return f"Each training was ended after {seconds} s: {ended}; nnU-Net's default is 250,000."
+    return f"Each training was given {seconds} s: iterations {done}; nnU-Net's default is 250,000."
 
 
 def row(configuration: str, *, work: Path, model: Path, parameters: dict[str, int], names: dict[str, str]) -> list[str]:
