@@ -24,7 +24,9 @@ Source = Literal["paper", "predecessor", "our choice"]
 Settings = TypeVar("Settings")
 
 
-def setting(default: Any, source: Source, help_text: str, *, minimum: float | None = None) -> Any:
+def setting(
+    default: Any, source: Source, help_text: str, *, minimum: float | None = None, maximum: float | None = None
+) -> Any:
     """A field of a settings dataclass.
 
     Args:
@@ -32,8 +34,10 @@ def setting(default: Any, source: Source, help_text: str, *, minimum: float | No
         source: where the default comes from.
         help_text: what it is, with its unit.
         minimum: least value allowed, of numbers.
+        maximum: largest value allowed, likewise.
     """
-    return field(default=default, metadata={"source": source, "help": help_text, "minimum": minimum})
+    allowed = {"minimum": minimum, "maximum": maximum}
+    return field(default=default, metadata={"source": source, "help": help_text, **allowed})
 
 
 def read_settings(cls: type[Settings], configuration: dict[str, Any]) -> Settings:
@@ -184,14 +188,16 @@ def _type(cls: type, key: str) -> Any:
 def _checked(cls: Any, key: str, value: Any) -> Any:
     item, kind = _field(cls, key), _type(cls, key)
     converted = _converted(kind, value)
-    minimum = item.metadata["minimum"]
-    least = "" if minimum is None else f" of at least {minimum}"
+    minimum, maximum = item.metadata["minimum"], item.metadata["maximum"]
+    limits = [f"{word} {limit}" for word, limit in (("least", minimum), ("most", maximum)) if limit is not None]
     wrong = converted is _WRONG
-    if not wrong and minimum is not None and converted is not None:
+    if not wrong and converted is not None:
         numbers = converted if isinstance(converted, tuple) else (converted,)
-        wrong = any(number < minimum for number in numbers)
+        wrong = minimum is not None and any(number < minimum for number in numbers)
+        wrong = wrong or (maximum is not None and any(number > maximum for number in numbers))
     if wrong:
-        raise DataProblem(f"setting {cls.method}.{key} must be {_describe(kind)}{least}, not {value!r}")
+        within = f" of at {' and at '.join(limits)}" if limits else ""
+        raise DataProblem(f"setting {cls.method}.{key} must be {_describe(kind)}{within}, not {value!r}")
     return converted
 
 

@@ -152,23 +152,24 @@ def test_what_is_written_as_words_is_read_back(values):
     assert checked_values(Example, values) == values
 
 
-def allowed(kind, minimum):
+def allowed(kind, minimum, maximum=None):
     """Values that a field of this type may have."""
     options = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
         return st.sampled_from(options)
     if type(None) in options:
-        return st.none() | allowed(options[0], minimum)
+        return st.none() | allowed(options[0], minimum, maximum)
     if typing.get_origin(kind) is tuple:
-        return st.lists(allowed(options[0], minimum), min_size=1, max_size=4).map(tuple)
+        return st.lists(allowed(options[0], minimum, maximum), min_size=1, max_size=4).map(tuple)
     if kind is float:
-        return st.floats(minimum, 1e300)
-    return {int: st.integers(minimum or 0, 10**9), bool: st.booleans(), str: st.text(max_size=5)}[kind]
+        return st.floats(minimum, 1e300 if maximum is None else maximum)
+    return {int: st.integers(minimum or 0, maximum or 10**9), bool: st.booleans(), str: st.text(max_size=5)}[kind]
 
 
 def any_overrides(cls):
     kinds = typing.get_type_hints(cls)
-    optional = {item.name: allowed(kinds[item.name], item.metadata["minimum"]) for item in fields(cls)}
+    limits = {item.name: (item.metadata["minimum"], item.metadata["maximum"]) for item in fields(cls)}
+    optional = {name: allowed(kinds[name], *both) for name, both in limits.items()}
     return st.fixed_dictionaries({}, optional=optional)
 
 
@@ -185,6 +186,11 @@ def test_what_is_written_to_plans_is_read_back(cls, data):
         found = read_settings(cls, Plans.read(path).resolve("2d"))
     assert found == cls(**values)
     assert all(type(getattr(found, key)) is type(value) for key, value in values.items())
+
+
+def test_a_value_above_the_largest_is_refused():
+    with pytest.raises(DataProblem, match="iac.eta_min must be a number of at least 0 and at most 1, not 5"):
+        read_settings(settings_class("iac"), {"nas_settings": {"iac": {"eta_min": 5}}})
 
 
 def test_the_table_says_where_values_come_from():

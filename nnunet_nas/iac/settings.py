@@ -26,19 +26,25 @@ class CellSettings:
         None, "our choice", "trainer of the backbone; none: nnUNetTrainer, or else the only one that is there"
     )
     backbone_checkpoint: str = setting(
-        "checkpoint_final.pth", "our choice", "checkpoint of the backbone: a file name in its fold's folder, or a path"
+        "checkpoint_final.pth",
+        "our choice",
+        "checkpoint of the backbone: a file name in its fold's folder, or a path; the paper takes the best (6.3)",
     )
     augmentation: bool = setting(True, "paper", "nnU-Net's augmentation; false is the paper's no-augmentation regime")
     seed: int = setting(0, "our choice", "random seed of weights, batches and the split of IAC", minimum=0)
-    partial_channels: int = setting(4, "paper", "K: one K-th of the channels goes through mixed operations", minimum=1)
+    partial_channels: int = setting(
+        4, "predecessor", "K: one K-th of the channels goes through mixed operations (PC-DARTS)", minimum=1
+    )
     minimum_width: int = setting(16, "our choice", "least channels of a cell, rounded up to a multiple of K", minimum=1)
     width_divisor: int = setting(4, "our choice", "a cell has the skip's channels divided by this (4c = C)", minimum=1)
     norm: Literal["backbone", "instance", "batch"] = setting(
-        "backbone", "our choice", "normalisation in the cells; the paper's is batch"
+        "backbone", "our choice", "normalisation in the cells; PC-DARTS has batch, the paper does not say"
     )
     weights_lr: float = setting(0.01, "paper", "initial learning rate of the cell weights (SGD)", minimum=0)
     architecture_lr: float = setting(0.001, "paper", "initial learning rate of alpha and beta (Adam)", minimum=0)
-    eta_min: float = setting(0.0, "our choice", "final learning rate of both, as a share of the initial", minimum=0)
+    eta_min: float = setting(
+        0.0, "our choice", "final learning rate of both, as a share of the initial", minimum=0, maximum=1
+    )
     annealing_power: float = setting(10.0, "our choice", "p of cosine power annealing; 1 is plain cosine", minimum=1)
     suffix: str = setting("", "our choice", "appended to the name of the new configuration, for searches side by side")
     edge_nonlinearity: Literal["elu", "identity", "softplus"] = setting(

@@ -59,8 +59,19 @@ class CellSearchTrainer(SearchTrainer):
 
     def prepare(self) -> None:
         """Puts the fold's trained backbone into the supernet, freezes it, and keeps the initial cell weights."""
-        trained_by = self.settings.backbone_trainer
-        self.backbone = start_from_backbone(self, self.network, self.configuration_name, trained_by)
+        settings = self.settings
+        if settings.warmup_epochs >= settings.num_epochs:
+            raise DataProblem(
+                f"warmup_epochs={settings.warmup_epochs} leaves nothing of num_epochs={settings.num_epochs} for the "
+                f"search: lower the former or raise the latter with {self.set_search('num_epochs=NUMBER')}"
+            )
+        self.backbone = start_from_backbone(
+            self,
+            self.network,
+            self.configuration_name,
+            trained_by=settings.backbone_trainer,
+            checkpoint=settings.backbone_checkpoint,
+        )
         self.network.freeze_backbone()
         self.history = CellHistory()
         self._theta_0 = to_bytes(self.network.cell_state())

@@ -78,7 +78,7 @@ class Backbone:
 
 
 def start_from_backbone(
-    trainer: ConfiguredTrainer, network: SkipUNet, configuration: str, trained_by: str | None
+    trainer: ConfiguredTrainer, network: SkipUNet, configuration: str, *, trained_by: str | None, checkpoint: str
 ) -> Backbone:
     """Puts the trained backbone of a trainer's fold into its network; the trainer mirrors from now on as that did.
 
@@ -87,11 +87,11 @@ def start_from_backbone(
         network: of that trainer, without wrappers.
         configuration: that the backbone was trained for.
         trained_by: class name of the backbone's trainer; None: see `BackboneAddress`.
+        checkpoint: likewise.
 
     Raises:
         DataProblem: no backbone of this fold, or one that does not fit.
     """
-    checkpoint = trainer.settings.backbone_checkpoint
     backbone = load_checkpoint(BackboneAddress(trainer.plans, configuration, trainer.fold, trained_by, checkpoint))
     load_backbone(network, backbone.weights)
     trainer.inherit_mirroring(backbone.mirroring)

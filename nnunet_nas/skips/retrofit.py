@@ -1,4 +1,4 @@
-"""Stage III: the discrete cells are trained in the frozen backbone (IAC-LTH, sections 3.4 and 6.4).
+"""Stage III: the discrete cells are trained in the frozen backbone (IAC-LTH, sections 3.4 and 6.3).
 
 The checkpoints are complete models and name nnU-Net's own trainer: only training differs here, and what predicts is the
 network that the plans name. So `nnUNetv2_predict`, ensembling, export and import need this package and no
@@ -14,18 +14,21 @@ import torch
 from torch._dynamo import OptimizedModule
 
 from nnunet_nas import commands
-from nnunet_nas.environment import folder_from_environment
+from nnunet_nas.environment import dataset_number, folder_from_environment
 from nnunet_nas.errors import DataProblem, exit_with_one_line
 from nnunet_nas.methods import METHODS, retrofitted
 from nnunet_nas.plans import Plans
 from nnunet_nas.randomness import seed_everything
 from nnunet_nas.settings import read_settings
-from nnunet_nas.skips.backbone import start_from_backbone
+from nnunet_nas.skips.backbone import Backbone, start_from_backbone
 from nnunet_nas.skips.settings import IACRetrofitSettings
 from nnunet_nas.skips.unet import SkipUNet
 from nnunet_nas.trainer import ConfiguredTrainer
 
 _FRESH = commands.set_search(IACRetrofitSettings.method, "init=random")
+_FINAL = "checkpoint_final.pth"
+# A residual network starts at its backbone's accuracy, which nnU-Net's rate costs it at once (measured, our choice).
+_RATE, _RESIDUAL_RATE = 0.01, 0.002
 
 
 class nnUNetTrainerIACRetrofit(ConfiguredTrainer):
@@ -44,8 +47,14 @@ class nnUNetTrainerIACRetrofit(ConfiguredTrainer):
             self.record = _searched(Plans(plans), configuration)
             super().__init__(plans, configuration, fold, dataset_json, device)
         self.follow_settings()
-        self.initial_lr = self.settings.initial_lr
+        self.initial_lr = self._initial_rate()
         self._resumed = False
+
+    def _initial_rate(self) -> float:
+        if self.settings.initial_lr is not None:
+            return float(self.settings.initial_lr)
+        cells = self.configuration_manager.network_arch_init_kwargs.get("cells", {})
+        return _RESIDUAL_RATE if cells.get("residual") else _RATE
 
     def initialize(self) -> None:
         """nnU-Net's initialisation with fresh weights by the seed of the settings."""
@@ -84,16 +93,68 @@ class nnUNetTrainerIACRetrofit(ConfiguredTrainer):
         """Puts this fold's backbone and the initial cell weights into the network.
 
         Raises:
-            DataProblem: no backbone of this fold, one that does not fit, or theta_0 was lost.
+            DataProblem: no backbone of this fold, one that does not fit or was not searched on, or theta_0 was lost.
         """
         network, base = self.unwrapped(), self.plans.configurations[self.configuration_name]["inherits_from"]
-        start_from_backbone(self, network, base, self.record["backbone_trainer"])
+        trained_by, checkpoint = self.record["backbone_trainer"], self._backbone_checkpoint()
+        backbone = start_from_backbone(self, network, base, trained_by=trained_by, checkpoint=checkpoint)
+        self._compare_with_the_searched(backbone)
         if self._starts_from_theta_0():
             path = self._search_folder() / "theta_0.pth"
             _load_theta_0(network, path)
             self.print_to_log_file(f"Initial weights of the cells: {path}")
         else:
             self.print_to_log_file(f"Initial weights of the cells: random, seed {self.settings.seed}")
+
+    def _backbone_checkpoint(self) -> str:
+        """The one in the settings, or the one that the search used; a path serves the fold searched on alone."""
+        searched = self.record.get("checkpoint")
+        if self.settings.backbone_checkpoint is not None:
+            return str(self.settings.backbone_checkpoint)
+        if searched is None:
+            return _FINAL
+        if self.record["backbone_trainer"] is not None:
+            return Path(searched).name
+        return str(folder_from_environment("nnUNet_results") / searched) if self._is_searched_fold() else _FINAL
+
+    def _is_searched_fold(self) -> bool:
+        return bool(self.fold == self.record.get("fold"))
+
+    def _compare_with_the_searched(self, backbone: Backbone) -> None:
+        """Says where the cells were searched in another backbone than the one that they are put into.
+
+        Raises:
+            DataProblem: of the fold that was searched on, and nobody asked for it.
+        """
+        searched, name = self.record.get("backbone_digest"), self.configuration_name
+        if searched is None or searched == backbone.digest():
+            return
+        if not self._is_searched_fold():
+            self.print_to_log_file(
+                f"The cells of {name} were searched in the backbone of fold {self.record.get('fold')}; that of fold "
+                f"{self.fold} is another one."
+            )
+        elif self.settings.backbone_checkpoint is not None:
+            self.print_to_log_file(
+                f"WARNING: the cells of {name} were searched in another backbone, {self.record['checkpoint']}, or in "
+                f"what stood there then."
+            )
+        else:
+            chosen = self._set_search(f"backbone_checkpoint={Path(str(self.record['checkpoint'])).name}")
+            raise DataProblem(
+                f"{backbone.path} is not the backbone that the cells of {name} were searched in (trained again "
+                f"since?): put that one back, search again, or use this one all the same with {chosen}"
+            )
+
+    def _set_search(self, assignment: str) -> str:
+        manager = self.plans_manager
+        return commands.set_search(
+            self.settings.method,
+            assignment,
+            dataset=dataset_number(manager.dataset_name),
+            configuration=self.configuration_name,
+            plans=manager.plans_name,
+        )
 
     def _starts_from_theta_0(self) -> bool:
         if self.settings.init == "auto":
@@ -127,8 +188,27 @@ class nnUNetTrainerIACRetrofit(ConfiguredTrainer):
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """nnU-Net's; a training that goes on does not start from the backbone again."""
         self._resumed = True
+        with exit_with_one_line():
+            self._require_fitting(filename_or_checkpoint)
         super().load_checkpoint(filename_or_checkpoint)
         self.inherit_mirroring(self.inference_allowed_mirroring_axes)
+
+    def _require_fitting(self, checkpoint: dict[str, Any] | str) -> None:
+        """Refuses to go on where the configuration's cells are others by now, before torch lists every tensor."""
+        content: Any = checkpoint
+        if isinstance(checkpoint, str):
+            content = torch.load(checkpoint, map_location="cpu", weights_only=False)
+        if not self.was_initialized:
+            self.initialize()
+        own = {key: value.shape for key, value in self.unwrapped().state_dict().items()}
+        theirs = {key.removeprefix("module."): value.shape for key, value in content["network_weights"].items()}
+        misfit = [key for key in {**own, **theirs} if own.get(key) != theirs.get(key)]
+        if misfit:
+            raise DataProblem(
+                f"the checkpoint in {self.output_folder} belongs to other modules than {self.configuration_name} has "
+                f"now ({len(misfit)} tensors differ, first {misfit[0]}): restore the configuration in the plans, or "
+                f"move that folder away and train again"
+            )
 
 
 def _searched(plans: Plans, configuration: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from nnunet_nas.settings import setting
 
 @dataclass(frozen=True)
 class IACRetrofitSettings:
-    """`nas_settings.iac_retrofit`: training of the discrete cells in the frozen backbone (stage III, section 6.4)."""
+    """`nas_settings.iac_retrofit`: training of the discrete cells in the frozen backbone (stage III, section 6.3)."""
 
     method: ClassVar[str] = "iac_retrofit"
 
@@ -22,12 +22,20 @@ class IACRetrofitSettings:
     num_val_iterations_per_epoch: int = setting(
         50, "our choice", "validation iterations per epoch (nnU-Net's)", minimum=1
     )
-    backbone_checkpoint: str = setting(
-        "checkpoint_final.pth", "our choice", "checkpoint of the backbone: a file name in its fold's folder, or a path"
+    backbone_checkpoint: str | None = setting(
+        None,
+        "our choice",
+        "checkpoint of the backbone: a file name in its fold's folder, or a path; none: as the search had it",
     )
     augmentation: bool = setting(True, "paper", "nnU-Net's augmentation; false is the paper's no-augmentation regime")
     seed: int = setting(0, "our choice", "random seed of fresh cell weights", minimum=0)
-    initial_lr: float = setting(0.01, "paper", "initial learning rate, nnU-Net's optimiser and schedule", minimum=0)
+    initial_lr: float | None = setting(
+        None,
+        "our choice",
+        "initial learning rate of nnU-Net's SGD and schedule; none: 0.002 for residual cells, else 0.01. The paper "
+        "(6.3): Adam, 0.001",
+        minimum=0,
+    )
     init: Literal["auto", "theta_0", "random"] = setting(
         "auto", "paper", "auto: theta_0 after IAC-LTH, fresh random weights after IAC"
     )

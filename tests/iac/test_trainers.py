@@ -97,8 +97,8 @@ def test_the_backbone_stays_bit_identical_and_the_cells_learn(trainer_class, sea
 
 @NO_PICTURES
 def test_warm_up_leaves_alpha_and_beta_alone(searchable):
-    set_settings(searchable, "2d", "iac_lth", num_epochs=2, warmup_epochs=2)
-    trainer = search(nnUNetTrainerIACLTHSearch, searchable)
+    set_settings(searchable, "2d", "iac_lth", num_epochs=3, warmup_epochs=2)
+    trainer = search(nnUNetTrainerIACLTHSearch, searchable, stop_before=2)
     assert not trainer.network.alpha.any()
     assert not trainer.network.beta.any()
 
@@ -351,6 +351,15 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_epoch(searchable, 
     assert "the loss became nan in epoch 2" in text
     again = search(nnUNetTrainerIACLTHSearch, searchable, resume=True)
     assert len(again.history) >= 3
+
+
+@NO_PICTURES
+@BOTH
+def test_a_warm_up_that_leaves_no_epoch_for_the_search_is_refused(trainer_class, searchable, capsys):
+    set_settings(searchable, "2d", METHOD[trainer_class], num_epochs=4, warmup_epochs=4)
+    text = refused(4, make_trainer(trainer_class, searchable).run_training, capsys)
+    assert "warmup_epochs=4 leaves nothing of num_epochs=4" in text
+    assert NAME[trainer_class] not in read_plans(searchable)["configurations"]
 
 
 @NO_PICTURES

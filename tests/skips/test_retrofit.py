@@ -129,3 +129,80 @@ def test_published_modules_train_and_the_backbone_stays(dataset, monkeypatch):
     start = fresh.unwrapped().state_dict()
     moved = [key for key in after if key.startswith(SKIP_PREFIX) and not after[key].equal(start[key])]
     assert moved
+
+
+@NO_PICTURES
+def test_a_backbone_that_was_replaced_since_the_search_is_refused(searched, capsys):
+    make_backbone(searched, seed=9)
+    trainer = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth")
+    text = refused(4, trainer.run_training, capsys)
+    assert "is not the backbone that the cells of 2d_iaclth were searched in" in text
+    wanted = "nnunet_nas set_search -d 11 -c 2d_iaclth -m iac_retrofit backbone_checkpoint=checkpoint_final.pth"
+    assert wanted in text
+    assert main(wanted.split()[1:]) == 0
+    trainer = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth")
+    trainer.on_train_start()
+    log = "".join(path.read_text() for path in Path(trainer.output_folder).glob("training_log*.txt"))
+    assert "WARNING: the cells of 2d_iaclth were searched in another backbone" in log
+
+
+@NO_PICTURES
+def test_the_retrofit_takes_the_checkpoint_that_the_search_used(searched):
+    path = search_folder(searched, "nnUNetTrainer") / "checkpoint_final.pth"
+    path.rename(path.with_name("checkpoint_best.pth"))
+    make_backbone(searched, seed=9)  # a final checkpoint that nobody searched on
+    content = read_plans(searched)
+    record = content["configurations"]["2d_iaclth"]["nas"]
+    record["checkpoint"] = record["checkpoint"].replace("_final", "_best")
+    (searched / "nnUNetPlans.json").write_text(json.dumps(content))
+    trainer = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth")
+    trainer.initialize()
+    trainer.start_from_backbone()
+    expected = backbone_weights(
+        torch.load(path.with_name("checkpoint_best.pth"), weights_only=False)["network_weights"]
+    )
+    own = trainer.unwrapped().state_dict()
+    assert all(own[key].equal(value) for key, value in expected.items())
+
+
+@NO_PICTURES
+def test_a_backbone_given_by_path_serves_the_fold_that_was_searched_on(searched, tmp_path):
+    path = search_folder(searched, "nnUNetTrainer") / "checkpoint_final.pth"
+    elsewhere = tmp_path / "elsewhere.pth"
+    path.rename(elsewhere)
+    make_backbone(searched, fold=3, seed=5)
+    content = read_plans(searched)
+    content["configurations"]["2d_iaclth"]["nas"].update(checkpoint=str(elsewhere), backbone_trainer=None)
+    (searched / "nnUNetPlans.json").write_text(json.dumps(content))
+    for fold in (0, 3):
+        trainer = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth", fold=fold)
+        trainer.initialize()
+        trainer.start_from_backbone()
+        log = "".join(path.read_text() for path in Path(trainer.output_folder).glob("training_log*.txt"))
+        assert f"Backbone: {elsewhere}" in log if fold == 0 else "fold_3/checkpoint_final.pth" in log
+        assert ("were searched in the backbone of fold 0" in log) == (fold == 3)
+
+
+@NO_PICTURES
+def test_widths_that_were_edited_meanwhile_are_one_line(searched, capsys):
+    trainer = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth")
+    trainer.run_training()
+    content = read_plans(searched)
+    cells = content["configurations"]["2d_iaclth"]["architecture"]["arch_kwargs"]["cells"]
+    cells["widths"] = [width + 4 for width in cells["widths"]]
+    (searched / "nnUNetPlans.json").write_text(json.dumps(content))
+    again = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth")
+    checkpoint = str(Path(trainer.output_folder) / "checkpoint_final.pth")
+    text = refused(4, lambda: again.load_checkpoint(checkpoint), capsys)
+    assert "belongs to other modules than 2d_iaclth has now" in text
+
+
+@NO_PICTURES
+def test_the_rate_is_lower_where_training_starts_at_the_backbone(searched):
+    rates = [
+        make_trainer(nnUNetTrainerIACRetrofit, searched, configuration=name).initial_lr
+        for name in ("2d_iaclth", "2d_iaclth_residual")
+    ]
+    assert rates == [0.01, 0.002]
+    set_settings(searched, "2d", "iac_retrofit", initial_lr=0.005)
+    assert make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth_residual").initial_lr == 0.005
