@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
@@ -16,15 +17,17 @@ _PEAK = 10
 Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
-def gaussian_weights(patch_size: Sequence[int]) -> NDArray[np.float16]:
+@functools.lru_cache(maxsize=2)
+def gaussian_weights(patch_size: tuple[int, ...]) -> NDArray[np.float16]:
     """Weight of each voxel of a patch, highest in the middle, nowhere zero."""
-    peak = np.zeros(tuple(patch_size))
+    peak = np.zeros(patch_size)
     peak[tuple(size // 2 for size in patch_size)] = 1
     weights = ndimage.gaussian_filter(peak, [size * _SIGMA for size in patch_size], 0, mode="constant", cval=0)
     weights /= weights.max() / _PEAK
     # Through single precision, as torch converts: rounding twice is not rounding once.
     half = weights.astype(np.float32).astype(np.float16)
     half[half == 0] = half[half > 0].min()
+    half.setflags(write=False)
     return half
 
 
@@ -80,7 +83,7 @@ def predict_logits(
         step: in patch sizes, above 0 and at most 1.
     """
     padded, inner = pad(image, patch_size)
-    weights = gaussian_weights(patch_size)
+    weights = gaussian_weights(tuple(patch_size))
     total = np.zeros((heads, *padded.shape[1:]), np.float16)
     weight = np.zeros(padded.shape[1:], np.float16)
     for window in windows(padded.shape[1:], patch_size, step):

@@ -51,6 +51,7 @@ def trained(
     folds: tuple[str, ...] = ("0",),
     mirrored: bool = True,
     network: dict[str, Any] | None = None,
+    file_ending: str = ".nii.gz",
     plans_changes: dict[str, Any] | None = None,
     changes: dict[str, Any] | None = None,
 ) -> Path:
@@ -66,6 +67,7 @@ def trained(
         folds: each with weights of its own.
         mirrored: whether training mirrored, along all axes.
         network: `architecture` of the plans.
+        file_ending: of the images.
         plans_changes: of the plans' top level.
         changes: of the configuration.
     """
@@ -103,7 +105,7 @@ def trained(
         "channel_names": {str(channel): scheme for channel, scheme in enumerate(schemes)},
         "labels": labels,
         "numTraining": 1,
-        "file_ending": ".nii.gz",
+        "file_ending": file_ending,
         **({} if regions_class_order is None else {"regions_class_order": list(regions_class_order)}),
     }
     folder = root / MODEL
