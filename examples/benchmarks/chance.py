@@ -102,7 +102,8 @@ def search(args: argparse.Namespace) -> None:
 
     settings = SETTINGS | _assigned(args.settings)
     problem = problem_of(args.dataset)
-    runs = ({"dataset": args.dataset, "arm": args.arm, "seed": seed} for seed in range(args.seeds))
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    runs = ({"dataset": args.dataset, "arm": args.arm, "seed": seed} for seed in seeds)
     for key in missing(args.output, runs):
         row = search_dints(
             problem,
@@ -325,6 +326,7 @@ def main() -> None:
     command.add_argument("-o", dest="output", type=Path, required=True)
     command.add_argument("-arm", default="default", help="name of these settings in the table")
     command.add_argument("-seeds", type=int, default=5)
+    command.add_argument("-first_seed", type=int, default=0)
     command.add_argument("--without_segmentation", action="store_true", help="alpha never sees L_seg")
     command.add_argument("--without_terms", action="store_true", help="alpha sees L_seg alone")
     command.add_argument("settings", nargs="*", metavar="key=value")
