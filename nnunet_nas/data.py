@@ -106,30 +106,6 @@ def list_cases(folder: Path) -> list[str]:
     return cases
 
 
-def draw_cases(cases: Sequence[str], number: int | None, seed: int) -> list[str]:
-    """Draws cases without replacement.
-
-    Args:
-        cases: all identifiers, sorted.
-        number: how many to draw; None takes all.
-        seed: of the draw.
-
-    Returns:
-        identifiers, sorted.
-
-    Raises:
-        DataProblem: fewer cases than asked for.
-    """
-    if number is None or number == len(cases):
-        return list(cases)
-    if number > len(cases):
-        raise DataProblem(
-            f"{number} cases were asked for and only {len(cases)} are preprocessed: use -n {len(cases)} or -n all"
-        )
-    chosen = np.random.default_rng(seed).choice(len(cases), size=number, replace=False)
-    return [cases[index] for index in sorted(chosen)]
-
-
 def centre_patch(image: np.ndarray, patch_size: tuple[int, ...]) -> np.ndarray:
     """Crops the centre or pads with zeros on both sides; with an odd difference the extra voxel goes to the end.
 

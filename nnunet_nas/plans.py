@@ -315,7 +315,12 @@ class Plans:
             raise DataProblem(f"configuration {name} is stale, {stale}: restore the plans, or derive it again")
 
     def add(
-        self, derived: Sequence[DerivedConfiguration], *, output: str | None = None, overwrite: bool = False
+        self,
+        derived: Sequence[DerivedConfiguration],
+        *,
+        output: str | None = None,
+        overwrite: bool = False,
+        renew_records: bool = False,
     ) -> list[str]:
         """Adds configurations to the file, or to a separate one, all of them or none.
 
@@ -328,6 +333,8 @@ class Plans:
             derived: what to add.
             output: identifier of a separate plans file beside this one to write instead; it starts as a copy.
             overwrite: replace configurations of the same name with other content.
+            renew_records: a configuration of the same content that was not trained yet gets the new provenance if that
+                says something else, beside its time.
 
         Returns:
             names of the configurations that were written; empty if all were there already.
@@ -337,7 +344,7 @@ class Plans:
             EnvironmentProblem: no permission, no space, or another process keeps the lock. The file is as it was.
         """
         with Plans.edited(self.beside(output), self.path) as plans:
-            return plans._extend(derived, overwrite=overwrite)
+            return plans._extend(derived, overwrite=overwrite, renew_records=renew_records)
 
     def check(
         self, derived: Sequence[DerivedConfiguration], *, output: str | None = None, overwrite: bool = False
@@ -386,7 +393,9 @@ class Plans:
         if _canonical(entry["nas_settings"]) == _canonical(inherited.get("nas_settings", {})):
             del entry["nas_settings"]
 
-    def _extend(self, derived: Sequence[DerivedConfiguration], *, overwrite: bool) -> list[str]:
+    def _extend(
+        self, derived: Sequence[DerivedConfiguration], *, overwrite: bool, renew_records: bool = False
+    ) -> list[str]:
         """Adds to the content; names of the configurations that were not there."""
         if self.name != self.path.stem:
             # nnU-Net names the results folder by the inner name and reads -p by the file's: they must agree.
@@ -400,20 +409,28 @@ class Plans:
                     f"configuration {item.base} in {self.path} is not the one that was searched on (planned again "
                     f"meanwhile?): run the search again, or write a separate plans file with -o NAME"
                 )
-        return [item.name for item in derived if self._insert(item, overwrite=overwrite)]
+        return [item.name for item in derived if self._insert(item, overwrite=overwrite, renew_records=renew_records)]
 
-    def _insert(self, item: DerivedConfiguration, *, overwrite: bool) -> bool:
+    def _insert(self, item: DerivedConfiguration, *, overwrite: bool, renew_records: bool) -> bool:
         """Puts one configuration into the content; False if it is there already."""
         entry, existing = item.entry(), self.configurations.get(item.name)
         if existing is not None:
             same = all(existing.get(key) == entry[key] for key in ("inherits_from", "architecture"))
             if same and self.staleness(item.name) is None:
+                if renew_records:
+                    self._renew_record(item.name, entry["nas"])
                 return False
             self._require_replaceable(item.name, overwrite=overwrite)
             if "nas_settings" in existing:
                 entry["nas_settings"] = existing["nas_settings"]
         self.configurations[item.name] = entry
         return True
+
+    def _renew_record(self, name: str, record: dict[str, Any]) -> None:
+        """What was trained keeps the record that it was trained with; another time alone is no news."""
+        known = self.configurations[name].get("nas") or {}
+        if {**known, "created": None} != {**record, "created": None} and not self._trained_models(name):
+            self.configurations[name]["nas"] = record
 
     def _require_replaceable(self, name: str, *, overwrite: bool) -> None:
         if not overwrite:

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nnunet_nas.data import PatchSource, centre_patch, draw_cases, list_cases
+from nnunet_nas.cases import draw_cases
+from nnunet_nas.data import PatchSource, centre_patch, list_cases
 from nnunet_nas.errors import DataProblem
 
 

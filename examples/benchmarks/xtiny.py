@@ -59,7 +59,8 @@ def time_scoring(dataset_name: str, configuration: str, images: int) -> None:
 
     from nnunet_nas.cli.common import quiet_output
     from nnunet_nas.environment import find_preprocessed_dataset
-    from nnunet_nas.xtiny.job import TinyJob, TinySettings
+    from nnunet_nas.xtiny.job import TinyJob
+    from nnunet_nas.xtiny.request import TinySettings
 
     settings = TinySettings(configuration=configuration, images=images, dry_run=True)
     with quiet_output():

@@ -21,7 +21,8 @@ import torch
 
 from nnunet_nas.cli.common import format_table, quiet_output
 from nnunet_nas.environment import find_preprocessed_dataset
-from nnunet_nas.xtiny.job import TinyJob, TinySettings
+from nnunet_nas.xtiny.job import TinyJob
+from nnunet_nas.xtiny.request import TinySettings
 from nnunet_nas.xtiny.selection import (
     fitted_spread,
     log_spread,

@@ -18,14 +18,16 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nnunet_nas.cli.common import add_dataset_arguments, format_table, quiet_output, select_device
 from nnunet_nas.commands import train_and_predict
 from nnunet_nas.environment import dataset_number, find_preprocessed_dataset
+from nnunet_nas.xtiny.request import DEFAULT_SEED, TinySettings, finished_report, results_folder
 
 if TYPE_CHECKING:
-    from nnunet_nas.xtiny.job import TinyJob, TinySettings
+    from nnunet_nas.xtiny.job import TinyJob
     from nnunet_nas.xtiny.report import Report
 
 SUMMARY = "find the smallest channel width that still works (XTinyU-Net)"
@@ -42,7 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     images = parser.add_mutually_exclusive_group()
     images.add_argument("-n", type=_number_of_images, metavar="N|all", help="images to score (default: up to 64)")
     images.add_argument("-cases", nargs="+", default=(), metavar="CASE", help="score exactly these training cases")
-    parser.add_argument("-seed", nargs="+", type=_seed, default=[369], metavar="SEED", help="seeds (default: 369)")
+    parser.add_argument(
+        "-seed", nargs="+", type=_seed, default=[DEFAULT_SEED], metavar="SEED", help=f"of weights ({DEFAULT_SEED})"
+    )
+    parser.add_argument(
+        "-image_seed", type=_seed, default=DEFAULT_SEED, metavar="SEED", help="draws the images (default: %(default)s)"
+    )
     parser.add_argument("-metric", choices=METRICS, default="jacobian", help="score at initialisation (%(default)s)")
     parser.add_argument(
         "-rule",
@@ -65,39 +72,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Scores, selects, writes, prints."""
+    """Scores, selects, writes, prints; what was all done before is only printed."""
     started = time.perf_counter()
     dataset = find_preprocessed_dataset(args.d)
-    with quiet_output():
-        from nnunet_nas.xtiny.job import TinyJob
-
-        job = TinyJob(dataset, _settings(args), select_device(args.device))
-        with job.alone():
-            report = _score(job)
-            written = [] if args.dry_run else job.write(report)
-    selected = report.configuration(report.decision.position)
+    settings = _settings(args)
+    finished = finished_report(dataset, settings, args.device)
+    report, added, earlier = _select(dataset, settings, args.device) if finished is None else (finished, [], None)
+    selected = report["selected"]["configuration"]
     commands = train_and_predict(dataset_number(dataset.name), selected, plans=args.o or args.p)
     if args.json:
-        print(json.dumps({**report.to_json(), "written": written, "next_commands": commands}, indent=4))
+        print(json.dumps({**report, "written": added, "next_commands": commands}, indent=4))
         return 0
     _print_report(report, seconds=time.perf_counter() - started)
     if args.dry_run:
         print("\nNothing was written (dry run). Without --dry_run, the next commands would be:")
     else:
-        print(f"{_written_sentence(written)} Details: {job.output_folder}\n\nNext:")
+        if earlier is not None:
+            print(f"An earlier run was another one, its reports are kept: {earlier}")
+        print(f"{_written_sentence(added)} Details: {results_folder(dataset, settings)}\n\nNext:")
     print("\n".join(f"  {command}" for command in commands))
     return 0
 
 
-def _settings(args: argparse.Namespace) -> TinySettings:
-    from nnunet_nas.xtiny.job import TinySettings
+def _select(dataset: Path, settings: TinySettings, device: str) -> tuple[dict[str, Any], list[str], Path | None]:
+    """The content of selection.json, the configurations that were added, where an earlier run's reports are now."""
+    with quiet_output():
+        from nnunet_nas.xtiny.job import TinyJob, Written
 
+        job = TinyJob(dataset, settings, select_device(device))
+        with job.alone():
+            report = _score(job)
+            written = Written([], None) if settings.dry_run else job.write(report)
+    return report.to_json(), written.configurations, written.earlier
+
+
+def _settings(args: argparse.Namespace) -> TinySettings:
     return TinySettings(
         configuration=args.c,
         plans=args.p,
         images=args.n,
         cases=tuple(args.cases),
         seeds=tuple(args.seed),
+        image_seed=args.image_seed,
         metric=args.metric,
         rule=args.rule,
         budgets={cost: getattr(args, option) for option, cost in _BUDGETS.items() if getattr(args, option)},
@@ -126,31 +142,30 @@ def _progress_bar(total: int) -> Iterator[Callable[[int], object]]:
         yield bar.update
 
 
-def _print_report(report: Report, *, seconds: float) -> None:
-    from nnunet_nas.xtiny.decision import explain
-
-    name = "sensitivity" if report.metric == "jacobian" else report.metric
+def _print_report(report: dict[str, Any], *, seconds: float) -> None:
+    """The content of selection.json as a table and sentences."""
+    inputs, selected = report["inputs"], report["selected"]["configuration"]
+    name = "sensitivity" if inputs["metric"] == "jacobian" else inputs["metric"]
     header = ["configuration", "cap", "parameters", "MACs", "memory MiB", name, "difference", ""]
-    rows = []
-    for position, difference in enumerate(report.differences()):
-        cost = report.complexity[position]
-        rows.append(
-            [
-                report.configuration(position),
-                str(report.caps[position]),
-                f"{cost.parameters:,}",
-                f"{cost.macs / 1e9:.3f} G",
-                f"{cost.inference_mib:.1f}",
-                f"{report.curves[:, position].mean():.5g}",
-                "" if difference is None else f"{difference:.3f}",
-                "<- selected" if position == report.decision.position else "",
-            ]
-        )
+    differences = ["", *(f"{value:.3f}" for value in report["paper_rule"]["differences"])]
+    rows = [
+        [
+            candidate["configuration"],
+            str(candidate["cap"]),
+            f"{candidate['parameters']:,}",
+            f"{candidate['macs'] / 1e9:.3f} G",
+            f"{candidate['inference_mib']:.1f}",
+            f"{candidate['score']:.5g}",
+            difference,
+            "<- selected" if candidate["configuration"] == selected else "",
+        ]
+        for candidate, difference in zip(report["candidates"], differences, strict=True)
+    ]
     print(format_table(header, rows))
     print()
-    for line in (*report.notes, *explain(report.decision, report.caps)):
+    for line in (*report["notes"], *report["stability"]):
         print(line)
-    print(f"{len(report.inputs['cases'])} images, {len(report.seeds)} seed(s), {seconds:.1f} s.")
+    print(f"{len(inputs['cases'])} images, {len(inputs['seeds'])} seed(s), {seconds:.1f} s.")
 
 
 def _written_sentence(written: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nnunet_nas.xtiny.selection import (
+    MAX_SPREAD,
     MIN_SPREAD_SEEDS,
     Selection,
     fitted_spread,
@@ -89,47 +90,79 @@ def decide(
     )
 
 
-def explain(decision: Decision, caps: Sequence[int]) -> list[str]:
-    """The stability of a decision in words, one sentence per line."""
+def explain(decision: Decision, caps: Sequence[int], seeds: Sequence[int] = ()) -> list[str]:
+    """The stability of a decision in words, one sentence per line.
+
+    Args:
+        decision: to explain.
+        caps: of the candidates.
+        seeds: that the curves were scored with, so that the advice to add more keeps them.
+    """
     lines = []
     if decision.position != decision.chosen:
         lines.append(
             f"The rule chose cap {caps[decision.chosen]}; cap {caps[decision.position]} is the widest in the budget."
         )
-    lines += _seed_sentences(decision, caps)
     selectable = [caps[position] for position in selectable_positions(len(caps))]
-    impossible = [str(cap) for cap in caps if cap not in selectable]
-    lines.append(
-        f"The paper's rule can select caps {selectable[0]} to {selectable[-1]} only, never {', '.join(impossible)}."
-    )
-    if decision.rule == "paper" and decision.chosen == selectable_positions(len(caps))[-1]:
-        lines.append("It selected the narrowest width that it is able to select: a limit of the rule, not a minimum.")
+    if len(selectable) == 1:
+        lines.append(
+            f"This is no selection: of {len(caps)} widths the paper's rule can take cap {selectable[0]} only, whatever "
+            f"the curve; train the widths and compare them, or let -rule spread decide."
+        )
+    else:
+        lines += _seed_sentences(decision, caps, seeds)
+        impossible = [str(cap) for cap in caps if cap not in selectable]
+        lines.append(
+            f"The paper's rule can select caps {selectable[0]} to {selectable[-1]} only, never {', '.join(impossible)}."
+        )
+        if decision.rule == "paper" and decision.chosen == selectable_positions(len(caps))[-1]:
+            lines.append(
+                "It selected the narrowest width that it is able to select: a limit of the rule, not a minimum."
+            )
     if decision.spread is not None:
         lines += _spread_sentences(decision.spread, decision, caps)
     return lines
 
 
-def _seed_sentences(decision: Decision, caps: Sequence[int]) -> list[str]:
-    seeds = sum(decision.seed_wins.values())
-    if seeds == 1:
+def _seed_sentences(decision: Decision, caps: Sequence[int], seeds: Sequence[int]) -> list[str]:
+    number = sum(decision.seed_wins.values())
+    if number == 1:
+        more = [*seeds, *(seed for seed in range(10) if seed not in seeds)][:10]
         return [
             "One seed cannot show how stable this is, and narrow widths depend on the draw of the weights: "
-            "add -seed 0 1 2 3 4 5 6 7 8 9 to see it."
+            f"add -seed {' '.join(map(str, more))} to see it."
         ]
     counts = ", ".join(f"cap {caps[position]}: {count}" for position, count in decision.seed_wins.items())
     share = decision.shares.get(decision.paper.position, 0.0)
     verdict = "stable" if share >= _STABLE_SHARE else "unstable"
     return [
-        f"Each of {seeds} seeds alone would select {counts}.",
+        f"Each of {number} seeds alone would select {counts}.",
         f"The paper's rule on their mean selects cap {caps[decision.paper.position]}, in {share:.0%} of resamplings "
         f"of the seeds: {verdict}.",
     ]
 
 
 def _spread_sentences(spread: np.ndarray, decision: Decision, caps: Sequence[int]) -> list[str]:
-    factors = ", ".join(f"{cap}: x{np.exp(1.96 * value):.1f}" for cap, value in zip(caps, spread, strict=True))
-    return [
-        f"95 % of random initialisations change the sensitivity by up to this factor either way: {factors}.",
-        f"On curves of such noise alone, without any trend, the paper's rule would select cap "
-        f"{caps[decision.paper.position]} for {decision.by_chance:.0%} of the seeds.",
-    ]
+    factors = ", ".join(f"{cap}: {_factor(value)}" for cap, value in zip(caps, spread, strict=True))
+    lines = [f"95 % of random initialisations change the sensitivity by up to this factor either way: {factors}."]
+    if decision.rule == "spread":
+        lines.append(_spread_reason(spread, decision.chosen, caps))
+    if len(selectable_positions(len(caps))) > 1:
+        lines.append(
+            f"On curves of such noise alone, without any trend, the paper's rule would select cap "
+            f"{caps[decision.paper.position]} for {decision.by_chance:.0%} of the seeds."
+        )
+    return lines
+
+
+def _spread_reason(spread: np.ndarray, chosen: int, caps: Sequence[int]) -> str:
+    reason = f"Cap {caps[chosen]} is the narrowest whose factor is at most 2"
+    if chosen + 1 == len(caps):
+        return f"{reason}, and the narrowest there is."
+    return f"{reason}; that of cap {caps[chosen + 1]} is {_factor(spread[chosen + 1])}."
+
+
+def _factor(spread: float) -> str:
+    """The factor of 95 % of the draws, with as many digits as show on which side of the limit it lies."""
+    texts = (f"{np.exp(1.96 * spread):.{digits}f}" for digits in range(1, 16))
+    return "x" + next((text for text in texts if (float(text) <= 2) == (spread <= MAX_SPREAD)), "2")

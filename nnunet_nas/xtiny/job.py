@@ -6,67 +6,46 @@ Everything that can be refused is refused by `TinyJob`'s constructor, so that no
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from nnunet_nas.architecture import build_without_weights, derive, network_spec
-from nnunet_nas.commands import DEFAULT_PLANS
 from nnunet_nas.complexity import complexity_of
-from nnunet_nas.data import PatchSource, draw_cases, list_cases
+from nnunet_nas.data import PatchSource, list_cases
 from nnunet_nas.errors import DataProblem, UsageError
 from nnunet_nas.files import locked, require_writable
-from nnunet_nas.plans import Plans, Provenance, package_versions
+from nnunet_nas.plans import Plans, Provenance
 from nnunet_nas.xtiny.decision import decide
 from nnunet_nas.xtiny.proxies import PROXIES
 from nnunet_nas.xtiny.report import Report, write_report
+from nnunet_nas.xtiny.request import TinySettings, inputs_of, keep_earlier, results_folder, score_key
 from nnunet_nas.xtiny.scoring import Scorer, candidates_of
 from nnunet_nas.xtiny.selection import MIN_CANDIDATES, MIN_SPREAD_SEEDS, within_budget
 from nnunet_nas.xtiny.sensitivity import uses_batch_statistics
 from nnunet_nas.xtiny.store import ScoreStore
 from nnunet_nas.xtiny.widths import candidate_name
 
-DEFAULT_IMAGES = 64
 _ONE_AT_A_TIME = "The network has batch normalisation, in which images influence each other: scored one at a time."
+# From this share of the largest possible score on, a metric hardly tells widths apart (our choice).
+_NEARLY = 0.9
 
 
-@dataclass(frozen=True)
-class TinySettings:
-    """What is to be selected, and how.
+class Written(NamedTuple):
+    """What a selection left behind.
 
     Attributes:
-        configuration: the base, for example `2d`.
-        plans: plans identifier.
-        images: how many training images to draw; None for up to 64, `all` for all.
-        cases: exactly these training cases instead.
-        seeds: of the weights; the first one also draws the images.
-        metric: a key of `PROXIES`.
-        rule: `paper` or `spread`.
-        budgets: upper limits by name of a cost (`parameters`, `macs`, `inference_mib`).
-        batch_size: images scored at once; None chooses by memory.
-        output: identifier of a separate plans file.
-        overwrite: replace configurations of the same names.
-        dry_run: write nothing.
+        configurations: names of those that were not in the plans yet.
+        earlier: where the reports of an earlier run with other inputs were moved to, if there were any.
     """
 
-    configuration: str = "2d"
-    plans: str = DEFAULT_PLANS
-    images: int | str | None = None
-    cases: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (369,)
-    metric: str = "jacobian"
-    rule: str = "paper"
-    budgets: dict[str, float] = field(default_factory=dict)
-    batch_size: int | None = None
-    output: str | None = None
-    overwrite: bool = False
-    dry_run: bool = False
+    configurations: list[str]
+    earlier: Path | None
 
 
 class TinyJob:
@@ -101,9 +80,8 @@ class TinyJob:
         self._require_sound_seeds()
         self.notes = [_ONE_AT_A_TIME] if uses_batch_statistics(build_without_weights(self.base)) else []
         self.source = PatchSource(self._data_folder, self._cases(), self.base.patch_size)
-        suffix = "" if settings.metric == "jacobian" else f"__{settings.metric}"
-        name = f"{settings.output or settings.plans}__{settings.configuration}{suffix}"
-        self.output_folder = dataset / "nas_xtiny" / name
+        self._require_enough_images()
+        self.output_folder = results_folder(dataset, settings)
         base = settings.configuration
         # All but the widest, which is the base itself.
         self._derived = [
@@ -159,6 +137,7 @@ class TinyJob:
         # A budget that not even the narrowest width satisfies is refused before scoring.
         within_budget(len(costs) - 1, costs, self.settings.budgets)
         curves: np.ndarray = self.scorer.curves(self.candidates, self.settings.seeds, progress)
+        saturated = self._saturated(curves)
         decision = decide(
             curves,
             [candidate.features for candidate in self.candidates],
@@ -166,9 +145,8 @@ class TinyJob:
             rule=self.settings.rule,
             budgets=self.settings.budgets,
         )
-        settings = {"seeds": list(self.settings.seeds), "rule": self.settings.rule, "budgets": self.settings.budgets}
         return Report(
-            inputs={**self._key, **settings},
+            inputs=inputs_of(self._key, self.settings),
             base=self.settings.configuration,
             candidates=self.candidates,
             complexity=complexity,
@@ -176,23 +154,48 @@ class TinyJob:
             curves=curves,
             decision=decision,
             metric=self.settings.metric,
-            notes=self.notes,
+            notes=[*self.notes, *saturated],
         )
 
-    def write(self, report: Report) -> list[str]:
-        """Adds the configurations, then writes the reports.
-
-        Returns:
-            names of the configurations that were not there yet.
-        """
+    def write(self, report: Report) -> Written:
+        """Adds the configurations, or the record of this run to those that are there, then writes the reports."""
         selected = report.caps[report.decision.position]
         derived = [
             replace(item, provenance=self._provenance(cap, selected))
             for item, cap in zip(self._derived, report.caps[1:], strict=True)
         ]
-        written = self.plans.add(derived, output=self.settings.output, overwrite=self.settings.overwrite)
+        added = self.plans.add(
+            derived, output=self.settings.output, overwrite=self.settings.overwrite, renew_records=True
+        )
+        earlier = keep_earlier(self.output_folder, report.inputs)
         write_report(report, self.output_folder)
-        return written
+        return Written(added, earlier)
+
+    def _saturated(self, curves: np.ndarray) -> list[str]:
+        """A sentence about widths that a metric cannot tell apart, because no network can score more on these images.
+
+        Raises:
+            DataProblem: it can tell none apart.
+        """
+        metric, images = self.settings.metric, len(self.source.cases)
+        ceiling = PROXIES[metric].ceiling(images)
+        full = [
+            candidate.cap
+            for candidate, score in zip(self.candidates, curves.max(axis=0), strict=True)
+            if score >= _NEARLY * ceiling
+        ]
+        more = "take more images with -n, or another -metric"
+        if curves.min() >= ceiling:
+            raise DataProblem(
+                f"the curve is flat: {metric} cannot exceed {ceiling:.0f} on {images} images, and every width "
+                f"reaches that: {more}"
+            )
+        if not full:
+            return []
+        return [
+            f"{metric} cannot exceed {ceiling:.0f} on {images} images, and caps {', '.join(map(str, full))} are there "
+            f"or nearly there: it hardly tells them apart, {more}."
+        ]
 
     @property
     def _data_folder(self) -> Path:
@@ -206,31 +209,13 @@ class TinyJob:
 
     def _cases(self) -> list[str]:
         known = list_cases(self._data_folder)
-        if self.settings.cases:
-            if len(set(self.settings.cases)) != len(self.settings.cases):
-                raise UsageError("-cases names a case twice")
-            return list(self.settings.cases)
-        number = self.settings.images
-        if number is None:
-            number = min(DEFAULT_IMAGES, len(known))
-        return draw_cases(known, None if isinstance(number, str) else number, self.settings.seeds[0])
+        if len(set(self.settings.cases)) != len(self.settings.cases):
+            raise UsageError("-cases names a case twice")
+        return self.settings.cases_among(known)
 
     @cached_property
     def _key(self) -> dict[str, Any]:
-        """Everything that a score depends on besides seed and width."""
-        return {
-            "dataset": self.dataset.name,
-            "plans": self.settings.plans,
-            "configuration": self.settings.configuration,
-            "base_digest": self.plans.digest(self.settings.configuration),
-            "data_identifier": self.configuration["data_identifier"],
-            "data_fingerprint": _fingerprint(self.dataset),
-            "cases": self.source.cases,
-            "metric": self.settings.metric,
-            "device": self.device.type,
-            "batch_size": self.settings.batch_size,
-            "versions": package_versions(),
-        }
+        return score_key(self.plans, self.settings, self.source.cases, self.device.type)
 
     def _provenance(self, cap: int, selected_cap: int | None) -> Provenance:
         settings = {
@@ -268,16 +253,14 @@ class TinyJob:
         if self.settings.rule == "spread" and len(seeds) < MIN_SPREAD_SEEDS:
             raise UsageError(f"-rule spread needs at least {MIN_SPREAD_SEEDS} seeds: -seed 0 1 2 3 4 5 6 7 8 9")
 
+    def _require_enough_images(self) -> None:
+        least, images = PROXIES[self.settings.metric].minimum_images, len(self.source.cases)
+        if images < least:
+            raise UsageError(
+                f"-metric {self.settings.metric} compares images with each other and needs {least}, not {images}: -n 64"
+            )
+
     def _require_open_door(self) -> None:
         require_writable(self.dataset)
         self.plans.check(self._derived, output=self.settings.output, overwrite=self.settings.overwrite)
         require_writable(self.output_folder)
-
-
-def _fingerprint(dataset: Path) -> str:
-    """A digest of nnU-Net's own description of the data: replaced images give other scores."""
-    digest = hashlib.sha256()
-    for name in ("dataset.json", "dataset_fingerprint.json"):
-        path = dataset / name
-        digest.update(path.read_bytes() if path.exists() else b"")
-    return digest.hexdigest()[:16]

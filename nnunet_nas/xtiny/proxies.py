@@ -60,9 +60,18 @@ class Scene:
 
 
 class Proxy(Protocol):
-    """A score of a network at initialisation."""
+    """A score of a network at initialisation.
+
+    Attributes:
+        per_image: whether it has a value for each image.
+        minimum_images: on fewer it says nothing about them.
+    """
 
     per_image: bool
+    minimum_images: int
+
+    def ceiling(self, images: int) -> float:
+        """The largest score that any network can have on as many images."""
 
     def measure(self, network: nn.Module, scene: Scene) -> Iterator[Values]:
         """Yields named values of one network as they become known."""
@@ -71,7 +80,18 @@ class Proxy(Protocol):
         """One number per width from the values of all widths, widest first."""
 
 
-class Jacobian:
+class _Unbounded:
+    """Proxies that score single images, without a largest score."""
+
+    minimum_images = 1
+
+    def ceiling(self, images: int) -> float:
+        """None."""
+        del images
+        return math.inf
+
+
+class Jacobian(_Unbounded):
     """XTinyU-Net: mean over images of the norm of d(sum of logits)/d(input), see `sensitivity`."""
 
     per_image = True
@@ -93,7 +113,7 @@ class Jacobian:
         return [float(np.mean(list(candidate.values()))) for candidate in values]
 
 
-class _SingleValue:
+class _SingleValue(_Unbounded):
     """Proxies with one number per network."""
 
     per_image = False
@@ -107,8 +127,10 @@ class Naswot(_SingleValue):
     """log |det K|, K_ij = number of nonlinearities on which images i and j agree.
 
     Source: Mellor et al., Neural Architecture Search without Training, ICML 2021, section 3. All nonlinearities of
-    encoder and decoder count.
+    encoder and decoder count. On one image it would count nonlinearities and see nothing of the image.
     """
+
+    minimum_images = 2
 
     def measure(self, network: nn.Module, scene: Scene) -> Iterator[Values]:
         """Yields `score`."""
@@ -124,6 +146,10 @@ class Swap(_SingleValue):
     Source: Peng et al., SWAP-NAS: Sample-Wise Activation Patterns for Ultra-Fast NAS, ICLR 2024, definition of the
     SWAP-Score without regularisation.
     """
+
+    def ceiling(self, images: int) -> float:
+        """As many patterns of signs as there are."""
+        return 2.0**images
 
     def measure(self, network: nn.Module, scene: Scene) -> Iterator[Values]:
         """Yields `score`."""
@@ -159,7 +185,7 @@ class Synflow(_SingleValue):
         yield {"score": math.log(flow) if flow > 0 else -math.inf}
 
 
-class AzNas:
+class AzNas(_Unbounded):
     """AZ-NAS: ranks by expressivity, progressivity, trainability and complexity, joined as sum of log(rank / m).
 
     Source: Lee and Ham, AZ-NAS: Assembling Zero-Cost Proxies for Network Architecture Search, CVPR 2024, sections

@@ -71,7 +71,7 @@ class Report:
             "selected": self._candidate_json(decision.position),
             "chosen_before_budgets": self.caps[decision.chosen],
             "rule": decision.rule,
-            "stability": explain(decision, self.caps),
+            "stability": explain(decision, self.caps, self.seeds),
             "notes": list(self.notes),
             "seed_wins": {str(self.caps[position]): count for position, count in decision.seed_wins.items()},
             "resampled_shares": {str(self.caps[position]): share for position, share in decision.shares.items()},

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -286,12 +287,28 @@ def test_what_selection_json_lists_is_replayed_exactly(tiny, dataset, results):
     assert read(results / "selection.json") == first
 
 
-def test_images_are_drawn_with_the_first_seed(tiny, results):
+def test_images_are_drawn_with_a_seed_of_their_own(tiny, results):
     drawn = []
-    for seeds in ([1], [1, 2], [2]):
-        assert tiny("-n", 4, "-seed", *seeds)[0] == 0
+    for options in ([], ["-seed", 1], ["-seed", 1, 2], ["-image_seed", 2]):
+        assert tiny("-n", 4, *options)[0] == 0
         drawn.append(read(results / "selection.json")["inputs"]["cases"])
-    assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn[0] == drawn[1] == drawn[2] != drawn[3]
+    # What the default seed has always drawn.
+    assert drawn[0] == [CASES[index] for index in sorted(np.random.default_rng(369).choice(12, 4, replace=False))]
+
+
+def test_seeds_that_are_added_as_advised_keep_what_was_scored(tiny, results, monkeypatch):
+    _, out, _ = tiny("-n", 4)
+    advised = re.search(r"add -seed ([\d ]+) to see it", out)[1].split()
+    assert (advised[0], len(advised)) == ("369", 10)
+    scored, measure = set(), Scorer._measure
+    monkeypatch.setattr(
+        Scorer,
+        "_measure",
+        lambda self, candidate, seed, *rest: [scored.add(seed), measure(self, candidate, seed, *rest)],
+    )
+    assert tiny("-n", 4, "-seed", *advised[:3])[0] == 0
+    assert scored == {int(seed) for seed in advised[1:3]}
 
 
 def test_all_images_are_scored_when_asked_for(tiny, results):
@@ -307,6 +324,74 @@ def test_a_second_run_scores_nothing_and_changes_nothing(tiny, dataset, monkeypa
     assert code == 0
     assert "The plans had these configurations already." in out
     assert listing(dataset) == before
+
+
+def test_a_finished_selection_is_printed_without_torch(tiny):
+    _, first, _ = tiny("-n", 4)
+    call = ["select_tiny", "-d", "11", "-device", "cpu", "-n", "4"]
+    script = (
+        f"import sys; from nnunet_nas.cli.main import main; assert main({call}) == 0; print('torch' in sys.modules)"
+    )
+    again = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    *printed, torch_was_imported = again.stdout.splitlines()
+    assert torch_was_imported == "False"
+    assert [line for line in printed if "xtiny" in line and "." in line] == [
+        line.replace(f"Added {', '.join(ADDED)} to the plans.", "The plans had these configurations already.")
+        for line in first.splitlines()
+        if "xtiny" in line and "." in line
+    ]
+
+
+@pytest.mark.parametrize("lost", ["sensitivity.png", "scores.csv"])
+def test_a_report_that_was_lost_is_written_again(tiny, results, monkeypatch, lost):
+    assert tiny("-n", 4)[0] == 0
+    no_scoring(monkeypatch)
+    (results / lost).unlink()
+    assert tiny("-n", 4)[0] == 0
+    assert (results / lost).exists()
+
+
+def test_an_image_that_was_replaced_is_scored_again(tiny, dataset, results):
+    assert tiny("-cases", "case_00", "case_03")[0] == 0
+    before = scores(read(results / "selection.json"))
+    spoil(dataset, "case_05", 9.0)  # not among them
+    assert tiny("-cases", "case_00", "case_03")[0] == 0
+    assert scores(read(results / "selection.json")) == before
+    spoil(dataset, "case_03", 9.0)
+    assert tiny("-cases", "case_00", "case_03")[0] == 0
+    assert scores(read(results / "selection.json")) != before
+
+
+def test_reports_of_other_settings_are_kept_and_the_plans_tell_of_the_last_run(tiny, results, plans_file):
+    assert tiny("-n", 4)[0] == 0
+    first = (results / "selection.json").read_bytes()
+    _, out, _ = tiny("-n", 4, "-seed", 1, 2)
+    (kept,) = results.glob("earlier_*")
+    assert f"reports are kept: {kept}" in out
+    assert (kept / "selection.json").read_bytes() == first
+    assert sorted(path.name for path in kept.iterdir()) == ["scores.csv", "selection.json", "sensitivity.png"]
+    selection = read(results / "selection.json")
+    for name in ADDED:
+        record = read(plans_file)["configurations"][name]["nas"]
+        assert record["seeds"] == selection["inputs"]["seeds"] == [1, 2]
+        assert record["settings"]["selected_cap"] == selection["selected"]["cap"]
+
+
+def test_a_width_that_was_trained_keeps_the_record_that_it_was_trained_with(tiny, plans_file, nnunet_folders):
+    assert tiny("-n", 4)[0] == 0
+    trained = nnunet_folders / "nnUNet_results" / "Dataset011_Fake" / "nnUNetTrainer__nnUNetPlans__2d_xtiny8"
+    trained.mkdir(parents=True)
+    assert tiny("-n", 4, "-seed", 1)[0] == 0
+    records = {name: read(plans_file)["configurations"][name]["nas"]["seeds"] for name in ADDED}
+    assert records == {name: [369] if name == "2d_xtiny8" else [1] for name in ADDED}
+
+
+def test_five_widths_leave_no_choice_and_that_is_said(tiny, plans_file):
+    edit(plans_file, with_arguments(features_per_stage=[16, 16, 16]))
+    code, out, _ = tiny("-n", 4, "-seed", 1, 2, "--dry_run")
+    assert code == 0
+    assert "This is no selection: of 5 widths the paper's rule can take cap 8 only" in out
+    assert "stable" not in out
 
 
 def test_another_seed_is_scored_and_the_known_one_is_not(tiny, monkeypatch):
@@ -418,7 +503,18 @@ def test_every_metric_gives_a_curve_and_a_choice_of_its_own(tiny, dataset, metri
 
 def test_a_metric_that_saturates_is_a_flat_curve_and_said(tiny, dataset):
     """Four images have 2^4 sample-wise activation patterns, and every width shows all of them."""
-    refused(lambda: tiny("-n", 4, "-metric", "swap"), 4, "the curve is flat", "-metric", dataset=dataset)
+    fragments = ("the curve is flat", "cannot exceed 16 on 4 images", "-n", "-metric")
+    refused(lambda: tiny("-n", 4, "-metric", "swap"), 4, *fragments, dataset=dataset)
+
+
+def test_a_metric_that_nearly_saturates_is_said(tiny):
+    code, out, _ = tiny("-n", 10, "-metric", "swap", "--dry_run")
+    assert code == 0
+    assert "swap cannot exceed 1024 on 10 images, and caps 32, 16, 8" in out
+
+
+def test_a_metric_that_compares_images_refuses_a_single_one(tiny, dataset):
+    refused(lambda: tiny("-n", 1, "-metric", "naswot"), 2, "compares images with each other", dataset=dataset)
 
 
 def test_metrics_do_not_mix_their_scores(tiny, dataset):

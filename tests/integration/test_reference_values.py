@@ -16,7 +16,8 @@ import pytest
 import torch
 from commands import environment, run
 
-from nnunet_nas.xtiny.job import TinyJob, TinySettings
+from nnunet_nas.xtiny.job import TinyJob
+from nnunet_nas.xtiny.request import TinySettings
 from nnunet_nas.xtiny.selection import select
 
 pytestmark = pytest.mark.integration

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nnunet_nas.errors import BudgetProblem, UsageError
-from nnunet_nas.xtiny.decision import decide, explain
+from nnunet_nas.xtiny.decision import _factor, decide, explain
 
 CAPS = [64, 32, 16, 8, 4, 2, 1]
 FEATURES = [[min(cap, 32), cap] for cap in CAPS]
@@ -64,6 +64,19 @@ def test_the_spread_rule_decides_when_asked():
 def test_the_spread_rule_refuses_few_seeds():
     with pytest.raises(UsageError, match="at least 5 seeds"):
         decide(LATE, FEATURES, COSTS, rule="spread")
+
+
+def test_a_factor_that_is_rejected_does_not_look_like_the_limit():
+    """exp(1.96 * 0.3556) = 2.0077: too much, and to one digit the limit itself."""
+    assert [_factor(spread) for spread in (0.2, 0.3536, 0.3556, 0.5)] == ["x1.5", "x2.0", "x2.01", "x2.7"]
+
+
+def test_the_spread_rule_says_why():
+    decision = decide(noisy(), FEATURES, COSTS, rule="spread")
+    reason = next(line for line in explain(decision, CAPS) if "at most 2" in line)
+    narrower = CAPS[decision.chosen + 1]
+    assert reason.startswith(f"Cap {CAPS[decision.chosen]} is the narrowest whose factor is at most 2; that of cap")
+    assert f"cap {narrower} is {_factor(decision.spread[decision.chosen + 1])}." in reason
 
 
 def test_a_budget_narrows_the_choice_and_says_so():
