@@ -75,6 +75,7 @@ class Provenance:
         backbone_digest: of its weights.
         search_folder: the search's results below those of the data set.
         epochs: of the search, where it stops by itself.
+        certainty: how sure the answer is, in the method's own terms.
         training_mib: memory of a training step in MiB, `predicted` and `counted`.
     """
 
@@ -91,6 +92,7 @@ class Provenance:
     backbone_digest: str | None = None
     search_folder: str | None = None
     epochs: int | None = None
+    certainty: dict[str, Any] | None = None
     training_mib: dict[str, float] | None = None
 
     def to_json(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ SHORT = {
     "warmup_epochs": 1,
     "num_iterations_per_epoch": 1,
     "num_val_iterations_per_epoch": 1,
+    "stability": "paper",
     "tau0": 0.01,
 }
 PICTURES = ("nnunet_nas.iac.trainers", "draw_progress", "draw_cell")
@@ -37,7 +38,9 @@ def make_backbone(dataset, configuration="2d", fold=0, *, plans="nnUNetPlans", t
 def prepare(dataset):
     """A backbone for `2d`, and settings for searches of seconds."""
     set_settings(dataset, "2d", "iac_lth", **SHORT)
-    set_settings(dataset, "2d", "iac", **{key: value for key, value in SHORT.items() if key != "tau0"})
+    set_settings(
+        dataset, "2d", "iac", **{key: value for key, value in SHORT.items() if key not in ("tau0", "stability")}
+    )
     retrofit = {"num_epochs": 2, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1}
     set_settings(dataset, "2d", "iac_retrofit", **retrofit)
     make_backbone(dataset)

@@ -104,6 +104,17 @@ def discretise(probabilities: NDArray[np.float64], weights: NDArray[np.float64])
     return Genotype(tuple(kept))
 
 
+def leads(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far the most probable operation of every edge is ahead of the next: 0 for a tie, 1 where one is left, (14,).
+
+    Args:
+        probabilities: of the operations on every candidate edge, (14, 7).
+    """
+    ordered = np.sort(probabilities, axis=1)
+    ahead: NDArray[np.float64] = ordered[:, -1] - ordered[:, -2]
+    return ahead
+
+
 def cells_architecture(
     backbone: dict[str, Any], genotype: Genotype, *, widths: list[int], norm: str, residual: bool
 ) -> dict[str, Any]:

@@ -1,17 +1,24 @@
 """When an edge has settled and what it may forget: the stability test and pruning of IAC-LTH (sections 5.2 to 5.5).
 
 NumPy in float64 throughout: the rounding of float32 (6e-8) lies above the thresholds of the test. The thresholds and
-`outlier_k` are our choice, calibrated so that the search ends where the paper's does (its own values are lost).
+`outlier_k` are our choice, calibrated so that the search ends where the paper's does (its own values are lost). With
+them the paper's test is a clock: any drift of alpha up to 0.25 per epoch, and none, ends the search at about the same
+epoch. So ours is another one (`evidence`), which prunes what the data say is worse.
+
+Whole edges are pruned once, when every edge has one operation (section 5.5): that is `discretise`. The paper's
+contributions also speak of edges that "repeatedly fail to reach non-zero importance" during the search. A softmax gives
+no importance of zero, and how often is repeatedly is not said: nothing of that is here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunet_nas.iac.evidence import Slopes, epochs_needed
 from nnunet_nas.iac.genotype import EDGES, OPERATIONS
 
 Floats = NDArray[np.float64]
@@ -85,6 +92,9 @@ class StabilityPruning:
             this many tests, the smallest first (our addition): the paper's thresholds keep nearly everything until
             shortly before the end, so that steps become cheaper late.
         tests: epochs tested so far.
+        threshold: None: the paper's test. Otherwise probability by chance below which an operation is worse than the
+            leader of its edge, and is pruned; see `evidence`.
+        slopes: on which that rests.
     """
 
     active: Mask
@@ -94,41 +104,76 @@ class StabilityPruning:
     k: float
     gradual_epochs: int | None = None
     tests: int = 0
+    threshold: float | None = None
+    slopes: Slopes = field(default_factory=Slopes.none)
 
     @classmethod
-    def start(cls, *, tau0: float, gamma: float, k: float, gradual_epochs: int | None = None) -> StabilityPruning:
+    def start(
+        cls, *, tau0: float, gamma: float, k: float, gradual_epochs: int | None = None, threshold: float | None = None
+    ) -> StabilityPruning:
         """Before the first test: everything active."""
         shape = (len(EDGES), len(OPERATIONS))
         tau, uniform = np.full(len(EDGES), float(tau0)), np.full(shape, 1 / len(OPERATIONS))
-        return cls(np.ones(shape, bool), tau, uniform, gamma, k, gradual_epochs)
+        return cls(np.ones(shape, bool), tau, uniform, gamma, k, gradual_epochs, threshold=threshold)
 
     @property
     def settled(self) -> bool:
         """Whether every edge has one operation left, which ends the search."""
         return bool((self.active.sum(axis=1) == 1).all())
 
-    def update(self, probabilities: Floats, weights: Floats) -> Floats:
+    def update(self, probabilities: Floats, weights: Floats, slopes: Floats | None = None) -> Floats:
         """Tests and prunes every undecided edge at the end of an epoch.
 
         Args:
             probabilities: p, softmax over the active operations, (14, 7).
             weights: w, of the edges into their node, (14,).
+            slopes: mean slopes of the epoch, (14, 7), which a test by evidence needs.
 
         Returns:
-            the divergences that were tested, in nats, (14,); NaN for edges that were decided already.
+            the divergences since the last epoch, in nats, (14,); NaN for edges that were decided already.
         """
         importance = probabilities * weights[:, None]
         current = distributions(importance, self.active)
         divergence = jensen_shannon(current, distributions(self.previous, self.active))
         undecided = self.active.sum(axis=1) > 1
-        stable = undecided & (divergence < self.tau)
-        for row in np.flatnonzero(stable):
-            self.active[row] &= ~operations_to_prune(importance[row], self.active[row], self.k)
-        self.tau[undecided & ~stable] *= self.gamma
+        if self.threshold is None:
+            self._prune_stable(importance, divergence, undecided)
+        else:
+            assert slopes is not None
+            self._prune_worse(current, slopes, self.threshold)
         self.tests += 1
         self._prune_to_ceiling(importance)
         self.previous = current
         return np.where(undecided, divergence, np.nan)
+
+    def epochs_to_go(self, limit: int) -> int:
+        """Tests until evidence is expected for the last operation that it can be expected for within `limit` tests.
+
+        0 where none can: more epochs would tell no more, and a search may stop. The first two tests have no noise to
+        compare with, and expect all.
+        """
+        assert self.threshold is not None
+        if self.settled:
+            return 0
+        if self.tests < 2:
+            return limit - self.tests
+        needed = epochs_needed(self._chance(), self.threshold, self.slopes.epochs)[self.active]
+        within = needed[needed <= limit]
+        return max(1, int(np.ceil(within.max())) - self.tests) if len(within) else 0
+
+    def _chance(self) -> Floats:
+        leaders = np.argmax(distributions(self.previous, self.active), axis=1)
+        return self.slopes.chance(leaders)
+
+    def _prune_worse(self, current: Floats, slopes: Floats, threshold: float) -> None:
+        self.slopes.add(slopes)
+        self.active &= ~(self.slopes.chance(np.argmax(current, axis=1)) < threshold)
+
+    def _prune_stable(self, importance: Floats, divergence: Floats, undecided: Mask) -> None:
+        stable = undecided & (divergence < self.tau)
+        for row in np.flatnonzero(stable):
+            self.active[row] &= ~operations_to_prune(importance[row], self.active[row], self.k)
+        self.tau[undecided & ~stable] *= self.gamma
 
     def _prune_to_ceiling(self, importance: Floats) -> None:
         """Drops the smallest operations of edges that have more than the gradual rule allows by now."""
@@ -151,6 +196,8 @@ class StabilityPruning:
             "k": self.k,
             "gradual_epochs": self.gradual_epochs,
             "tests": self.tests,
+            "threshold": self.threshold,
+            "slopes": self.slopes.to_json(),
         }
 
     @classmethod
@@ -164,4 +211,6 @@ class StabilityPruning:
             content["k"],
             content["gradual_epochs"],
             content["tests"],
+            content["threshold"],
+            Slopes.from_json(content["slopes"]),
         )

@@ -65,12 +65,29 @@ class IACLTHSettings(CellSettings):
 
     method: ClassVar[str] = "iac_lth"
 
-    tau0: float = setting(1e-10, "our choice", "initial threshold of the Jensen-Shannon divergence, nats", minimum=0)
-    gamma: float = setting(1.5, "our choice", "factor on the threshold after each failed test", minimum=1)
+    stability: Literal["evidence", "paper"] = setting(
+        "evidence",
+        "our choice",
+        "evidence: prunes what the slopes of the loss say is worse than the edge's leader; paper: what is left where "
+        "alpha moves little",
+    )
+    error_rate: float = setting(
+        0.05,
+        "our choice",
+        "evidence: probability that noise alone prunes anything in a whole search",
+        minimum=0,
+        maximum=1,
+    )
+    tau0: float = setting(
+        1e-10, "our choice", "paper's test: initial threshold of the Jensen-Shannon divergence, nats", minimum=0
+    )
+    gamma: float = setting(1.5, "our choice", "paper's test: factor on the threshold after each failed test", minimum=1)
     gradual_epochs: int | None = setting(
         None,
         "our choice",
-        "operations per edge also fall evenly to one over this many epochs after warm-up; none: the paper's test alone",
+        "operations per edge also fall evenly to one over so many epochs after warm-up; none: the stability test alone",
         minimum=6,
     )
-    outlier_k: float = setting(1.0, "our choice", "prunes operations below mean - k * standard deviation", minimum=0)
+    outlier_k: float = setting(
+        1.0, "our choice", "paper's test: prunes operations below mean - k * standard deviation", minimum=0
+    )

@@ -312,9 +312,12 @@ class IACSupernet(SkipUNet):
 
     def mixture(self) -> Mixture:
         """Coefficients of the present alpha and beta."""
-        active = torch.from_numpy(self.active).to(self.alpha.device)
         weights = edge_weights(self.beta, self.nonlinearity)
-        return Mixture(operation_probabilities(self.alpha, active) * weights[:, None], weights, self.active)
+        return Mixture(self.probabilities() * weights[:, None], weights, self.active)
+
+    def probabilities(self) -> Tensor:
+        """Of the operations, (14, 7)."""
+        return operation_probabilities(self.alpha, torch.from_numpy(self.active).to(self.alpha.device))
 
     def architecture_parameters(self) -> list[nn.Parameter]:
         """Alpha and beta."""

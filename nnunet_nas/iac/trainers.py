@@ -17,7 +17,8 @@ from nnunet_nas.errors import DataProblem
 from nnunet_nas.files import replace_file
 from nnunet_nas.iac.drawing.cell import draw_cell
 from nnunet_nas.iac.drawing.progress import draw_progress
-from nnunet_nas.iac.genotype import EDGES, OPERATIONS, Genotype, cells_architecture, discretise
+from nnunet_nas.iac.evidence import level
+from nnunet_nas.iac.genotype import EDGES, OPERATIONS, Genotype, cells_architecture, discretise, leads
 from nnunet_nas.iac.history import CellHistory, expected_end
 from nnunet_nas.iac.pruning import StabilityPruning
 from nnunet_nas.iac.relaxation import cosine_power
@@ -214,6 +215,7 @@ class CellSearchTrainer(SearchTrainer):
             backbone_trainer=self.backbone.trainer,
             backbone_digest=self.backbone.digest(),
             epochs=len(self.history),
+            certainty=self.certainty(genotype),
         )
         base = self.base_spec()
         results = []
@@ -224,6 +226,24 @@ class CellSearchTrainer(SearchTrainer):
             spec = replace(base, architecture=architecture)
             results.append(derive(self.result_name() + suffix, self.configuration_name, spec, provenance))
         return results
+
+    def certainty(self, genotype: Genotype) -> dict[str, Any]:
+        """How sure the search is of its cell, for the provenance; says so in the log."""
+        rows = [edge.row for edge in genotype.edges]
+        ahead = leads(self.network.continuous_cell()[0])[rows]
+        left = self.network.active.sum(axis=1)
+        known = {
+            "operations_left": int(left.sum()),
+            "edges_settled": int((left == 1).sum()),
+            "kept_edges_settled": int((left[rows] == 1).sum()),
+            "smallest_lead": float(ahead.min()),
+            "median_lead": float(np.median(ahead)),
+        }
+        self.print_to_log_file(
+            f"Operations of the {len(rows)} kept edges lead the next ones by {known['median_lead']:.4f} in probability "
+            f"(median), by {known['smallest_lead']:.4f} at least; all alike would be {1 / len(OPERATIONS):.4f} each."
+        )
+        return known
 
     def _write_genotype(self, genotype: Genotype) -> None:
         folder = Path(self.output_folder)
@@ -236,6 +256,31 @@ class CellSearchTrainer(SearchTrainer):
                 f"WARNING: {share:.0%} of the cell's edges only copy or pool, a known collapse of such searches: the "
                 f"cell has little to learn with. Try another seed, or a longer warm-up (warmup_epochs)."
             )
+
+
+class _MeanSlopes:
+    """The mean slopes of the operations over the steps of an epoch; see `evidence`.
+
+    Stays on the network's device until the epoch ends.
+    """
+
+    def __init__(self, network: IACSupernet) -> None:
+        self._sum = torch.zeros_like(network.alpha, requires_grad=False)
+        self._steps = self._sum.new_zeros(())
+
+    def add(self, gradient: torch.Tensor, probabilities: torch.Tensor) -> None:
+        """One step; one whose gradients overflowed in half precision is left out, as the optimiser leaves it out."""
+        slopes = torch.where(probabilities > 0, gradient / probabilities.clamp(min=1e-20), 0.0)
+        finite = torch.isfinite(slopes).all()
+        self._sum += torch.where(finite, slopes, 0.0)
+        self._steps += finite
+
+    def take(self) -> np.ndarray:
+        """The mean so far, (14, 7), which begins anew."""
+        mean = (self._sum.double() / self._steps.clamp(min=1)).cpu().numpy()
+        self._sum.zero_()
+        self._steps.zero_()
+        return mean
 
 
 class nnUNetTrainerIACSearch(BilevelSearchTrainer, CellSearchTrainer):
@@ -264,37 +309,71 @@ class nnUNetTrainerIACLTHSearch(CellSearchTrainer):
         """As for both searches; all thresholds at their start."""
         super().prepare()
         settings = self.settings
+        by_evidence = settings.stability == "evidence"
         self.pruning = StabilityPruning.start(
-            tau0=settings.tau0, gamma=settings.gamma, k=settings.outlier_k, gradual_epochs=settings.gradual_epochs
+            tau0=settings.tau0,
+            gamma=settings.gamma,
+            k=settings.outlier_k,
+            gradual_epochs=settings.gradual_epochs,
+            threshold=level(settings.error_rate, self._most_tests()) if by_evidence else None,
         )
+        self._slopes = _MeanSlopes(self.network)
+
+    def _most_tests(self) -> int:
+        return int(self.settings.num_epochs - self.settings.warmup_epochs)
 
     @property
     def finished(self) -> bool:
-        """When every edge has one operation left, or after all epochs."""
-        return self.pruning.settled or super().finished
+        """When every edge has one operation left, when no further evidence can be expected, or after all epochs."""
+        return self.pruning.settled or self._gives_up() or super().finished
+
+    def _gives_up(self) -> bool:
+        waits = self.pruning.threshold is None or self.settings.gradual_epochs is not None
+        return not waits and self.pruning.epochs_to_go(self._most_tests()) == 0
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One step of cell weights, alpha and beta on the same batch (Eq. 17)."""
         self.train_only(cells=True, architecture=not self.warming_up)
+        probabilities = self.network.probabilities().detach()
         loss = self.loss_of(batch)
         optimizers = [self.optimizer] if self.warming_up else [self.optimizer, self.architecture_optimizer]
         self.descend(loss, optimizers, self.network.cell_parameters())
+        if self.network.alpha.grad is not None and not self.warming_up:
+            self._slopes.add(self.network.alpha.grad, probabilities)
         return {"loss": loss.detach().cpu().numpy()}
 
     def prune(self, probabilities: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Prunes the edges that are stable; see `StabilityPruning.update`."""
-        if self.warming_up:
-            return np.full(len(EDGES), np.nan), self.pruning.tau.copy()
-        divergence = self.pruning.update(probabilities, weights)
-        self.network.active = self.pruning.active.copy()
-        return divergence, self.pruning.tau.copy()
+        """Prunes what the stability test allows; see `StabilityPruning.update`."""
+        divergence = np.full(len(EDGES), np.nan)
+        if not self.warming_up:
+            divergence = self.pruning.update(probabilities, weights, self._slopes.take())
+            self.network.active = self.pruning.active.copy()
+        by_evidence = self.pruning.threshold is not None
+        return divergence, np.full(len(EDGES), np.nan) if by_evidence else self.pruning.tau.copy()
 
     def expected_epochs(self) -> int:
-        """Extrapolated from divergences and thresholds."""
+        """Extrapolated from divergences and thresholds, or from the evidence so far."""
         latest = self.num_epochs
         if self.settings.gradual_epochs is not None:
             latest = min(latest, self.settings.warmup_epochs + self.settings.gradual_epochs)
+        if self.pruning.threshold is not None:
+            return min(
+                latest,
+                max(len(self.history), self.settings.warmup_epochs) + self.pruning.epochs_to_go(self._most_tests()),
+            )
         return expected_end(self.history, num_epochs=latest, gamma=self.settings.gamma)
+
+    def certainty(self, genotype: Genotype) -> dict[str, Any]:
+        """As for both searches; warns where this one ended undecided."""
+        known = super().certainty(genotype)
+        if not self.pruning.settled:
+            self.print_to_log_file(
+                f"WARNING: the search ended undecided: {known['edges_settled']} of {len(EDGES)} edges have settled "
+                f"({known['kept_edges_settled']} of the {len(genotype.edges)} that are kept), "
+                f"{known['operations_left']} of {len(EDGES) * len(OPERATIONS)} operations are left. Where an edge has "
+                f"several, the cell has the most probable one, which other data or another seed may not confirm."
+            )
+        return known
 
     def search_state(self) -> dict[str, Any]:
         """Thresholds and previous distributions beside the rest."""

@@ -36,6 +36,12 @@ METHOD = {nnUNetTrainerIACSearch: "iac", nnUNetTrainerIACLTHSearch: "iac_lth"}
 NAME = {nnUNetTrainerIACSearch: "2d_iac", nnUNetTrainerIACLTHSearch: "2d_iaclth"}
 
 
+@pytest.fixture
+def easily_convinced(monkeypatch):
+    """Tests by evidence that count after a few epochs of one iteration."""
+    monkeypatch.setattr("nnunet_nas.iac.trainers.level", lambda error_rate, tests: 0.2)
+
+
 @BOTH
 def test_a_search_ends_in_two_configurations_and_leaves_its_records(trainer_class, searchable):
     before = read_plans(searchable)["configurations"]
@@ -96,6 +102,17 @@ def test_the_backbone_stays_bit_identical_and_the_cells_learn(trainer_class, sea
 
 
 @NO_PICTURES
+def test_a_search_that_ends_undecided_says_so(searchable):
+    set_settings(searchable, "2d", "iac_lth", stability="evidence")
+    trainer = search(nnUNetTrainerIACLTHSearch, searchable)
+    log = "".join(path.read_text() for path in Path(trainer.output_folder).glob("training_log*.txt"))
+    assert "WARNING: the search ended undecided: 0 of 14 edges have settled (0 of the 8 that are kept), 98 of 98" in log
+    certainty = read_plans(searchable)["configurations"]["2d_iaclth"]["nas"]["certainty"]
+    assert (certainty["edges_settled"], certainty["operations_left"]) == (0, 98)
+    assert 0 <= certainty["smallest_lead"] <= certainty["median_lead"] < 1
+
+
+@NO_PICTURES
 def test_warm_up_leaves_alpha_and_beta_alone(searchable):
     set_settings(searchable, "2d", "iac_lth", num_epochs=3, warmup_epochs=2)
     trainer = search(nnUNetTrainerIACLTHSearch, searchable, stop_before=2)
@@ -121,10 +138,19 @@ def test_alpha_and_beta_of_iac_learn_on_the_other_half(searchable):
 
 
 @NO_PICTURES
-@BOTH
-@pytest.mark.parametrize("epoch", [pytest.param(1, marks=SLOW), 3])
-def test_interrupted_and_continued_it_ends_bit_for_bit_as_without(trainer_class, epoch, searchable, tmp_path):
-    set_settings(searchable, "2d", METHOD[trainer_class], architecture_lr=0.05)
+@pytest.mark.usefixtures("easily_convinced")
+@pytest.mark.parametrize(
+    ("trainer_class", "epoch", "changed"),
+    [
+        pytest.param(nnUNetTrainerIACSearch, 1, {}, marks=SLOW),
+        pytest.param(nnUNetTrainerIACSearch, 3, {}, marks=SLOW),
+        pytest.param(nnUNetTrainerIACLTHSearch, 1, {}, marks=SLOW),
+        (nnUNetTrainerIACLTHSearch, 3, {}),
+        (nnUNetTrainerIACLTHSearch, 4, {"stability": "evidence", "num_epochs": 6}),
+    ],
+)
+def test_interrupted_and_continued_it_ends_bit_for_bit_as_without(trainer_class, epoch, changed, searchable, tmp_path):
+    set_settings(searchable, "2d", METHOD[trainer_class], architecture_lr=0.05, **changed)
     other = tmp_path / "untouched"
     shutil.copytree(tmp_path / "nnUNet_results", other)
     search(trainer_class, searchable, stop_before=epoch)
@@ -138,6 +164,8 @@ def test_interrupted_and_continued_it_ends_bit_for_bit_as_without(trainer_class,
     (searchable / "nnUNetPlans.json").write_text(json.dumps(content))
     straight = search(trainer_class, searchable)
     assert again.network.alpha.abs().max() > 0
+    if changed:
+        assert 14 < straight.history.operations_left[-1] < 98
     assert again.network.alpha.equal(straight.network.alpha)
     assert again.network.beta.equal(straight.network.beta)
     for name, value in straight.history.arrays().items():

@@ -11,7 +11,10 @@ from nnunet_nas.iac.history import CellHistory
 pytestmark = pytest.mark.integration
 FOLDER = "nnUNet_results/Dataset998_Phantom/nnUNetTrainerIACLTHSearch__nnUNetPlans__2d/fold_0"
 SEARCH = ("nnUNetv2_train", "998", "2d", "0", "-tr", "nnUNetTrainerIACLTHSearch", "-device", "cpu")
-SHORT = ("num_epochs=30", "warmup_epochs=2", "num_iterations_per_epoch=2", "num_val_iterations_per_epoch=0", "gamma=8")
+SHORT = (
+    *("num_epochs=30", "warmup_epochs=2", "num_iterations_per_epoch=2", "num_val_iterations_per_epoch=0"),
+    *("stability=paper", "gamma=8"),
+)
 RETROFIT = ("num_epochs=1", "num_iterations_per_epoch=2", "num_val_iterations_per_epoch=1")
 
 

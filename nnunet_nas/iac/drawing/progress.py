@@ -147,9 +147,10 @@ def _draw_tests(axes: Axes, history: CellHistory) -> None:
         axes.set_yscale("log")
         axes.minorticks_off()
     axes.set_ylabel("JS divergence (nats)")
+    dashed: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 0.9}
     handles = [
         Line2D([], [], color="black", marker=".", linewidth=0.9, label="divergence,\none line per edge"),
-        Line2D([], [], color="black", linestyle="--", linewidth=0.9, label="threshold, until\nthe edge is settled"),
+        *([Line2D([], [], label="threshold, until\nthe edge is settled", **dashed)] if np.isfinite(tau).any() else []),
         *(
             Line2D([], [], color=colour, linewidth=3, label=f"into node {node}")
             for node, colour in _NODE_COLOURS.items()
