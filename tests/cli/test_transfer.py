@@ -168,6 +168,15 @@ def test_a_width_is_a_cap_on_the_targets_channels(two_datasets):
     assert content["features_per_stage"] == [8, 8, 8]
 
 
+@pytest.mark.parametrize(("planned", "code"), [(7, 4), (8, 4), (9, 0)])
+def test_a_cap_that_changes_nothing_is_refused(two_datasets, planned, code, capsys):
+    plans = read(two_datasets)
+    plans["configurations"]["2d"]["architecture"]["arch_kwargs"]["features_per_stage"] = [planned] * 3
+    (two_datasets / "nnUNetPlans.json").write_text(json.dumps(plans))
+    assert transfer("-c", "2d", "-from", "12:2d_xtiny8") == code
+    assert ("the cap 8 changes nothing" in capsys.readouterr().err) == (code == 4)
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [

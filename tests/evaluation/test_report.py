@@ -72,6 +72,10 @@ def test_the_foreground_mean_is_over_classes_that_both_models_have(group):
     assert list(rows[FOREGROUND].first) == pytest.approx([0.7, 0.8, 0.8])
     assert list(rows[FOREGROUND].second) == pytest.approx([0.8, 0.6, 0.8])
     assert (rows["2"].cases, rows["2"].undefined, rows["2"].one_sided) == (["a"], ["b", "d"], ["c"])
+    # The other way round the means are the same.
+    (mirrored,) = compare_group(group(second, first), DICE, seed=0)
+    assert list(rows_of(mirrored)[FOREGROUND].first) == pytest.approx([0.8, 0.6, 0.8])
+    assert list(rows_of(mirrored)[FOREGROUND].second) == pytest.approx([0.7, 0.8, 0.8])
 
 
 def test_cases_without_a_value_are_counted_and_named(group):
