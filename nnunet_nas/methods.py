@@ -119,6 +119,11 @@ METHODS = {
             history="nnunet_nas.dints.history:TopologyHistory",
             dynamics="nnunet_nas.dints.dynamics:dynamics",
         ),
+        Method(
+            "distill",
+            settings="nnunet_nas.distill.settings:DistillSettings",
+            trainer="nnunet_nas.distill.trainer:nnUNetTrainerDistill",
+        ),
         Method("skip", in_backbone=True),
         Method("encoder"),
     )

@@ -130,6 +130,12 @@ CONTRACT: tuple[Used, ...] = (
         attributes=("get_training_transforms",),
     ),
     Used(
+        "nnunetv2.training.loss.deep_supervision:DeepSupervisionWrapper",
+        "a teacher counts at each resolution as the labels do",
+        ("loss", "weight_factors"),
+        attributes=("weight_factors",),
+    ),
+    Used(
         "nnunetv2.training.logging.nnunet_logger:MetaLogger",
         "searches log as nnU-Net does",
         attributes=("log", "get_value", "get_checkpoint", "load_checkpoint"),

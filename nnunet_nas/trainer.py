@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
+from torch._dynamo import OptimizedModule
 
+from nnunet_nas.commands import STOCK_TRAINER
 from nnunet_nas.files import replace_file
 from nnunet_nas.plans import Plans
 
@@ -74,3 +76,30 @@ class ConfiguredTrainer(nnUNetTrainer, ABC):
         if self.local_rank != 0 or self.disable_checkpointing:
             return
         replace_file(Path(filename), to_bytes(self.checkpoint()))
+
+
+class ModelTrainer(ConfiguredTrainer):
+    """Leaves ordinary models: the checkpoints name nnU-Net's own trainer, which predicts with what the plans name."""
+
+    def unwrapped(self) -> Any:
+        """The network without the wrappers of compilation and of several GPUs."""
+        network: Any = self.network
+        if isinstance(network, torch.nn.parallel.DistributedDataParallel):
+            network = network.module
+        if isinstance(network, OptimizedModule):
+            network = network._orig_mod
+        return network
+
+    def checkpoint(self) -> dict[str, Any]:
+        """nnU-Net's, under the name of nnU-Net's trainer."""
+        return {
+            "network_weights": self.unwrapped().state_dict(),
+            "optimizer_state": self.optimizer.state_dict(),
+            "grad_scaler_state": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
+            "logging": self.logger.get_checkpoint(),
+            "_best_ema": self._best_ema,
+            "current_epoch": self.current_epoch + 1,
+            "init_args": self.my_init_kwargs,
+            "trainer_name": STOCK_TRAINER,
+            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+        }

@@ -48,7 +48,7 @@ def test_every_part_exists_and_is_its_methods(name):
 
 
 def test_what_the_table_says_of_today():
-    assert with_settings() == ["iac", "iac_lth", "iac_retrofit", "dints"]
+    assert with_settings() == ["iac", "iac_lth", "iac_retrofit", "dints", "distill"]
     assert searches() == ["iac", "iac_lth", "dints"]
     assert retrofitted() == ["iac", "iac_lth", "skip"]
     assert {name: result_trainer(name) for name in (*METHODS, None, "unheard of")} == {
@@ -57,6 +57,7 @@ def test_what_the_table_says_of_today():
         "iac_lth": "nnUNetTrainerIACRetrofit",
         "iac_retrofit": None,
         "dints": None,
+        "distill": None,
         "skip": None,
         "encoder": None,
         None: None,
@@ -70,6 +71,7 @@ def test_nnunet_finds_every_trainer_where_it_is_told_to_look():
     found = {name: getattr(nnunet_nas_trainers, name) for name in trainers()}
     assert sorted(found) == [
         "nnUNetTrainerDiNTSSearch",
+        "nnUNetTrainerDistill",
         "nnUNetTrainerIACLTHSearch",
         "nnUNetTrainerIACRetrofit",
         "nnUNetTrainerIACSearch",

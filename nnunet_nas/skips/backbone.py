@@ -32,6 +32,9 @@ class BackboneAddress:
         fold: 0 to 4, or `all`.
         trainer: its class name; None: nnUNetTrainer, or else the only one that is there.
         checkpoint: file name in the fold's folder, or a path.
+        role: what it is called in messages and names of settings.
+        method: whose settings choose it.
+        set_on: the configuration whose settings choose it; None: the one that was trained.
     """
 
     plans: Plans
@@ -39,6 +42,9 @@ class BackboneAddress:
     fold: int | str
     trainer: str | None
     checkpoint: str
+    role: str = "backbone"
+    method: str = "METHOD"
+    set_on: str | None = None
 
     def train_command(self) -> str:
         """The call that trains it."""
@@ -132,8 +138,8 @@ def find_checkpoint(address: BackboneAddress) -> tuple[Path, str | None]:
     if "/" in address.checkpoint:
         path = Path(address.checkpoint).expanduser()
         if not path.is_file():
-            correct = commands.set_search("METHOD", "backbone_checkpoint=FILE")
-            raise DataProblem(f"backbone_checkpoint={address.checkpoint} is no file: correct it with {correct}")
+            correct = commands.set_search(address.method, f"{address.role}_checkpoint=FILE")
+            raise DataProblem(f"{address.role}_checkpoint={address.checkpoint} is no file: correct it with {correct}")
         return path, None
     folder = folder_from_environment("nnUNet_results") / address.plans.dataset_name
     suffix = f"__{address.plans.name}__{address.configuration}"
@@ -150,7 +156,7 @@ def find_checkpoint(address: BackboneAddress) -> tuple[Path, str | None]:
         return trained[trainer], trainer
     started = f" (a training of {trainer} is there, but not finished: add --c)" if trainer in found else ""
     raise DataProblem(
-        f"no backbone: fold {address.fold} of {address.configuration} has no {address.checkpoint}{started}; "
+        f"no {address.role}: fold {address.fold} of {address.configuration} has no {address.checkpoint}{started}; "
         f"train it first: {address.train_command()}"
     )
 
@@ -160,13 +166,15 @@ def _only(trained: Mapping[str, Path], address: BackboneAddress) -> str:
         return STOCK_TRAINER
     if len(trained) > 1:
         choose = commands.set_search(
-            "METHOD",
-            "backbone_trainer=NAME",
+            address.method,
+            f"{address.role}_trainer=NAME",
             dataset=dataset_number(address.plans.dataset_name),
-            configuration=address.configuration,
+            configuration=address.set_on or address.configuration,
             plans=address.plans.name,
         )
-        raise DataProblem(f"backbones of several trainers: {', '.join(sorted(trained))}; choose one with {choose}")
+        raise DataProblem(
+            f"{address.role}s of several trainers: {', '.join(sorted(trained))}; choose one with {choose}"
+        )
     return next(iter(trained))
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._dynamo import OptimizedModule
 
 from nnunet_nas import commands
 from nnunet_nas.environment import dataset_number, folder_from_environment
@@ -23,7 +22,7 @@ from nnunet_nas.settings import read_settings
 from nnunet_nas.skips.backbone import Backbone, start_from_backbone
 from nnunet_nas.skips.settings import IACRetrofitSettings
 from nnunet_nas.skips.unet import SkipUNet
-from nnunet_nas.trainer import ConfiguredTrainer
+from nnunet_nas.trainer import ModelTrainer
 
 _FRESH = commands.set_search(IACRetrofitSettings.method, "init=random")
 _FINAL = "checkpoint_final.pth"
@@ -31,7 +30,7 @@ _FINAL = "checkpoint_final.pth"
 _RATE, _RESIDUAL_RATE = 0.01, 0.002
 
 
-class nnUNetTrainerIACRetrofit(ConfiguredTrainer):
+class nnUNetTrainerIACRetrofit(ModelTrainer):
     """Trains cell weights with nnU-Net's loss, optimiser and schedule; everything else stays as the backbone had it."""
 
     def __init__(
@@ -70,15 +69,6 @@ class nnUNetTrainerIACRetrofit(ConfiguredTrainer):
         for group in optimizer.param_groups:
             group["params"] = cells
         return optimizer, scheduler
-
-    def unwrapped(self) -> SkipUNet:
-        """The network without the wrappers of compilation and of several GPUs."""
-        network: Any = self.network
-        if isinstance(network, torch.nn.parallel.DistributedDataParallel):
-            network = network.module
-        if isinstance(network, OptimizedModule):
-            network = network._orig_mod
-        return network
 
     def on_train_start(self) -> None:
         """Loads backbone and initial cell weights before nnU-Net's preparations, unless a training goes on."""
@@ -170,20 +160,6 @@ class nnUNetTrainerIACRetrofit(ConfiguredTrainer):
             )
         results = folder_from_environment("nnUNet_results")
         return results / self.plans.dataset_name / self.record["search_folder"]
-
-    def checkpoint(self) -> dict[str, Any]:
-        """nnU-Net's, under the name of nnU-Net's trainer; see the module."""
-        return {
-            "network_weights": self.unwrapped().state_dict(),
-            "optimizer_state": self.optimizer.state_dict(),
-            "grad_scaler_state": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
-            "logging": self.logger.get_checkpoint(),
-            "_best_ema": self._best_ema,
-            "current_epoch": self.current_epoch + 1,
-            "init_args": self.my_init_kwargs,
-            "trainer_name": commands.STOCK_TRAINER,
-            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
-        }
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """nnU-Net's; a training that goes on does not start from the backbone again."""
