@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from nnunet_nas.errors import DataProblem
 
 # Images as nnU-Net's preprocessing writes them; what it unpacks beside them later is no other data.
@@ -50,5 +48,7 @@ def draw_cases(cases: Sequence[str], number: int | None, seed: int) -> list[str]
         raise DataProblem(
             f"{number} cases were asked for and only {len(cases)} are preprocessed: use -n {len(cases)} or -n all"
         )
+    import numpy as np  # here: the command line's start has no time for it
+
     chosen = np.random.default_rng(seed).choice(len(cases), size=number, replace=False)
     return [cases[index] for index in sorted(chosen)]
