@@ -27,6 +27,7 @@ class Method:
         in_backbone: whether its results are trained inside a frozen backbone, by the retrofit.
         refit: fits a result to other plans, see `transfer`; None where nothing is found.
         answer: argument of its networks that holds what was found; empty where there is nothing to draw.
+        check: raises for an answer in a network's arguments that cannot be, and builds nothing; None: checks nothing.
         draw: draws that from a network's arguments into a file, under a title.
         history: schema of what its search records, see `histories`; None where nothing is recorded.
         dynamics: function from such a history to `Dynamics`; likewise.
@@ -39,6 +40,7 @@ class Method:
     in_backbone: bool = False
     refit: str | None = None
     answer: str = ""
+    check: str | None = None
     draw: str | None = None
     history: str | None = None
     dynamics: str | None = None
@@ -87,6 +89,7 @@ METHODS = {
             in_backbone=True,
             refit="nnunet_nas.iac.refit:refit",
             answer="cells",
+            check="nnunet_nas.iac.genotype:check_answer",
             draw="nnunet_nas.iac.drawing.cell:draw_answer",
             history="nnunet_nas.iac.history:CellHistory",
             dynamics="nnunet_nas.iac.dynamics:dynamics",
@@ -99,6 +102,7 @@ METHODS = {
             in_backbone=True,
             refit="nnunet_nas.iac.refit:refit",
             answer="cells",
+            check="nnunet_nas.iac.genotype:check_answer",
             draw="nnunet_nas.iac.drawing.cell:draw_answer",
             history="nnunet_nas.iac.history:CellHistory",
             dynamics="nnunet_nas.iac.dynamics:dynamics",

@@ -24,7 +24,7 @@ from nnunet_nas.cli.common import format_table
 from nnunet_nas.environment import dataset_names, dataset_number, find_preprocessed_dataset, folder_from_environment
 from nnunet_nas.errors import DataProblem, NasError
 from nnunet_nas.files import read_json
-from nnunet_nas.methods import result_trainer
+from nnunet_nas.methods import METHODS, part, result_trainer
 from nnunet_nas.plans import Plans
 
 SUMMARY = "list preprocessed data sets, plans and configurations"
@@ -153,13 +153,25 @@ def _configuration(plans: Plans, name: str) -> Configuration:
         described.preprocessed = (plans.path.parent / resolved["data_identifier"]).is_dir()
         described.patch_size, described.batch_size = resolved["patch_size"], resolved["batch_size"]
         # A network without this keyword is fine for nnU-Net, so it is no problem here.
-        described.features_per_stage = resolved["architecture"]["arch_kwargs"].get("features_per_stage")
+        arguments = resolved["architecture"]["arch_kwargs"]
+        described.features_per_stage = arguments.get("features_per_stage")
+        _check_answer(described.method, name, arguments)
     except NasError as error:
         described.problem = f"{plans.path}: {error}"
     except (KeyError, TypeError, AttributeError) as error:
         detail = f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)
         described.problem = f"{plans.path}: configuration {name} is not one of nnU-Net v2 ({detail}): plan again"
     return described
+
+
+def _check_answer(method: str | None, name: str, arguments: dict[str, Any]) -> None:
+    """Raises DataProblem for an answer of a search that was edited into an impossible one."""
+    check = METHODS[method].check if method in METHODS else None
+    if check is not None:
+        try:
+            part(check)(arguments)
+        except DataProblem as error:
+            raise DataProblem(f"configuration {name}: {error}") from error
 
 
 def _series(value: Any, separator: str) -> str:

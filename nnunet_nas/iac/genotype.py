@@ -134,6 +134,27 @@ def cells_architecture(
     return wrapped(backbone, "nnunet_nas.iac.network.IACUNet", cells=cells)
 
 
+def checked_widths(cells: dict[str, Any], levels: int) -> list[int]:
+    """The cells' channels per skip connection.
+
+    Raises:
+        DataProblem: not one positive integer for each of the levels.
+    """
+    widths = cells.get("widths")
+    if not isinstance(widths, list) or len(widths) != levels or not all(isinstance(w, int) and w > 0 for w in widths):
+        raise DataProblem(f"cells.widths must be {levels} positive integers, one per skip connection, not {widths}")
+    return widths
+
+
+def check_answer(arguments: dict[str, Any]) -> None:
+    """Raises DataProblem for cells in a network's `arch_kwargs` that cannot be; builds nothing."""
+    cells = arguments.get("cells")
+    if not isinstance(cells, dict):
+        raise DataProblem("arch_kwargs has no cells: restore the plans")
+    Genotype.from_json(cells.get("genotype"))
+    checked_widths(cells, int(arguments["n_stages"]) - 1)
+
+
 def _edges(content: Any) -> Iterator[Edge]:
     nodes = [str(node) for node in range(INPUT_NODES, NODES)]
     if not isinstance(content, dict) or sorted(content) != nodes:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.iac.cell import Cell
-from nnunet_nas.iac.genotype import Genotype
+from nnunet_nas.iac.genotype import Genotype, checked_widths
 from nnunet_nas.iac.operations import convolution_weights, norm_class, norm_kind
 from nnunet_nas.skips.unet import SKIP_PREFIX, SkipUNet, build_backbone
 
@@ -52,7 +52,7 @@ class IACUNet(SkipUNet):
         unet = build_backbone(
             backbone, input_channels, num_classes, deep_supervision=deep_supervision, **backbone_kwargs
         )
-        widths = _checked_widths(cells, len(unet.decoder.stages))
+        widths = checked_widths(cells, len(unet.decoder.stages))
         encoder = unet.encoder
         norm = norm_class(
             norm_kind(cells.get("norm", "backbone"), encoder.norm_op), convert_conv_op_to_dim(encoder.conv_op)
@@ -128,10 +128,3 @@ def discrete_state(state: dict[str, Tensor], genotype: Genotype) -> dict[str, Te
         for part in ("weight", "bias"):
             result[f"{prefix}output.{part}"] = state[f"{prefix}output.{part}"]
     return result
-
-
-def _checked_widths(cells: dict[str, Any], levels: int) -> list[int]:
-    widths = cells.get("widths")
-    if not isinstance(widths, list) or len(widths) != levels or not all(isinstance(w, int) and w > 0 for w in widths):
-        raise DataProblem(f"cells.widths must be {levels} positive integers, one per skip connection, not {widths}")
-    return widths

@@ -35,7 +35,7 @@ class CellSettings:
     partial_channels: int = setting(
         4, "predecessor", "K: one K-th of the channels goes through mixed operations (PC-DARTS)", minimum=1
     )
-    minimum_width: int = setting(16, "our choice", "least channels of a cell, rounded up to a multiple of K", minimum=1)
+    minimum_width: int = setting(4, "our choice", "least channels of a cell, rounded up to a multiple of K", minimum=1)
     width_divisor: int = setting(4, "our choice", "a cell has the skip's channels divided by this (4c = C)", minimum=1)
     norm: Literal["backbone", "instance", "batch"] = setting(
         "backbone", "our choice", "normalisation in the cells; PC-DARTS has batch, the paper does not say"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nnunet_nas import commands
 from nnunet_nas.architecture import NetworkSpec, build_network, derive
 from nnunet_nas.distributed import broadcast
 from nnunet_nas.errors import DataProblem
@@ -24,6 +25,7 @@ from nnunet_nas.iac.pruning import StabilityPruning
 from nnunet_nas.iac.relaxation import cosine_power
 from nnunet_nas.iac.settings import CellSettings, IACLTHSettings, IACSettings
 from nnunet_nas.iac.supernet import IACSupernet
+from nnunet_nas.methods import result_trainer
 from nnunet_nas.plans import DerivedConfiguration
 from nnunet_nas.search import BilevelSearchTrainer, SearchTrainer
 from nnunet_nas.skips.backbone import start_from_backbone
@@ -32,6 +34,7 @@ from nnunet_nas.trainer import to_bytes
 
 THETA_0 = "theta_0.pth"
 GENOTYPE = "genotype.json"
+RESIDUAL = "_residual"
 # Above this share of copying and pooling edges a cell has little to learn with: the known collapse of such searches.
 _COLLAPSED = 0.75
 
@@ -219,13 +222,27 @@ class CellSearchTrainer(SearchTrainer):
         )
         base = self.base_spec()
         results = []
-        for suffix, residual in (("", False), ("_residual", True)):
+        for suffix, residual in (("", False), (RESIDUAL, True)):
             architecture = cells_architecture(
                 base.architecture, genotype, widths=self.network.widths(), norm=self.settings.norm, residual=residual
             )
             spec = replace(base, architecture=architecture)
             results.append(derive(self.result_name() + suffix, self.configuration_name, spec, provenance))
         return results
+
+    def next_steps(self) -> list[str]:
+        """The commands for the residual cells, which start at the backbone's accuracy; then those for the paper's."""
+        return [
+            command
+            for suffix in (RESIDUAL, "")
+            for command in commands.train_and_predict(
+                self.plans.number,
+                self.result_name() + suffix,
+                self.fold,
+                plans=self.plans.name,
+                trainer=result_trainer(self.settings.method),
+            )
+        ]
 
     def certainty(self, genotype: Genotype) -> dict[str, Any]:
         """How sure the search is of its cell, for the provenance; says so in the log."""

@@ -21,6 +21,9 @@ FLAT = {
 }
 
 
+CELL = {str(node): {"0": "identity", "1": "sep_conv_3"} for node in range(2, 6)}
+
+
 def plans_with(**configurations):
     return {"dataset_name": "Dataset004_Toy", "plans_name": "nnUNetPlans", "configurations": configurations}
 
@@ -111,6 +114,31 @@ def test_json_carries_the_same(dataset, capsys):
         "batch_size": 12,
         "features_per_stage": [8, 16, 32],
     }
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({}, None),
+        ({"genotype": {"2": {"0": "identity", "1": "conv"}}}, "genotype: give the computed nodes 2, 3, 4, 5"),
+        ({"genotype": {**CELL, "5": {"0": "identity", "5": "identity"}}}, "node 5 cannot read node 5"),
+        ({"widths": [8]}, "cells.widths must be 2 positive integers"),
+    ],
+)
+def test_cells_that_were_edited_into_impossible_ones_are_broken(dataset, capsys, change, problem):
+    plans = read(dataset)
+    entry = narrow(plans, "2d", [32, 64, 128])
+    entry["architecture"]["arch_kwargs"]["cells"] = {"genotype": CELL, "widths": [8, 16], **change}
+    entry["nas"]["method"] = "iac_lth"
+    plans["configurations"]["2d_iaclth"] = entry
+    write(dataset, "nnUNetPlans", plans)
+    listing, _ = listed(capsys)
+    found = listing["nnUNetPlans"]["configurations"][-1]["problem"]
+    assert (
+        found is None if problem is None else f"configuration 2d_iaclth: {problem}" in found.replace("genotype: n", "n")
+    )
+    assert main(["ls"]) == 0
+    assert cells(capsys.readouterr().out)[-1][-1] == ("ok" if problem is None else "broken")
 
 
 def test_a_configuration_whose_base_was_planned_again_is_stale(dataset, capsys):

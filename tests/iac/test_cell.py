@@ -7,7 +7,10 @@ from torch import nn
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.iac.cell import Cell, cell_width
 from nnunet_nas.iac.genotype import OPERATIONS, Genotype
+from nnunet_nas.iac.network import IACUNet
 from nnunet_nas.iac.operations import CONVOLUTIONS, build_operation, convolution_weights, norm_kind, pool
+from nnunet_nas.iac.settings import CellSettings
+from nnunet_nas.skips.unet import SKIP_PREFIX
 
 GENOTYPE = Genotype.from_json(
     {
@@ -117,6 +120,34 @@ def test_weights_of_a_separable_convolution_by_hand():
 )
 def test_widths(channels, width):
     assert cell_width(channels, minimum=16, divisor=4, multiple=4) == width
+
+
+@pytest.mark.parametrize("stages", range(2, 8))
+def test_cells_on_eight_channels_are_no_larger_than_their_backbone(stages):
+    settings = CellSettings()
+    width = cell_width(
+        8, minimum=settings.minimum_width, divisor=settings.width_divisor, multiple=settings.partial_channels
+    )
+    assert width == 4
+    inputs = {str(node): {"0": "sep_conv_5", "1": "sep_conv_5"} for node in range(2, 6)}  # the most expensive one
+    network = IACUNet(
+        1,
+        2,
+        backbone="dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        cells={"genotype": inputs, "widths": [width] * (stages - 1)},
+        n_stages=stages,
+        features_per_stage=[8] * stages,
+        conv_op=nn.Conv2d,
+        kernel_sizes=[3] * stages,
+        strides=[1] + [2] * (stages - 1),
+        n_conv_per_stage=[2] * stages,
+        n_conv_per_stage_decoder=[2] * (stages - 1),
+        conv_bias=True,
+        norm_op=nn.InstanceNorm2d,
+        norm_op_kwargs={"affine": True},
+    )
+    cells = sum(p.numel() for name, p in network.named_parameters() if name.startswith(SKIP_PREFIX))
+    assert cells <= sum(p.numel() for p in network.parameters()) - cells
 
 
 def test_a_cell_replaces_the_skip():

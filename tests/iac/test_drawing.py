@@ -10,7 +10,7 @@ import pytest
 from figures import assert_inside_and_apart, drawn_texts, ink, inside, overlap, with_boxes, written_whole
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.patches import Circle, FancyBboxPatch
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 
 from nnunet_nas.iac.drawing import cell as drawing
 from nnunet_nas.iac.drawing.cell import cell_figure, draw_cell
@@ -62,10 +62,10 @@ def search(epochs, *, tests=True, measured=True):
     return history
 
 
-@given(genotypes, st.sampled_from([None, "2d_iaclth", "3d_fullres_iaclth_f3"]))
+@given(genotypes, st.sampled_from([None, "2d_iaclth", "3d_fullres_iaclth_f3"]), st.booleans())
 @settings(max_examples=15, deadline=None)
-def test_a_cell_shows_every_operation_and_node_and_names_never_overlap(cell, title):
-    figure = cell_figure(cell, title)
+def test_a_cell_shows_every_operation_and_node_and_names_never_overlap(cell, title, residual):
+    figure = cell_figure(cell, title, residual=residual)
     texts = assert_inside_and_apart(figure)
     shapes = with_boxes(figure, figure.findobj(FancyBboxPatch) + figure.findobj(Circle))
     for (one, one_box), (other, other_box) in itertools.combinations(shapes, 2):
@@ -79,7 +79,12 @@ def test_a_cell_shows_every_operation_and_node_and_names_never_overlap(cell, tit
         shown = names.count(operation.replace("_", " "))
         assert shown == sum(edge.operation == operation for edge in cell.edges)
     assert [name for name in names if name.isdecimal()] == ["0", "1", "2", "3", "4", "5"]
-    assert {"encoder skip", "decoder, upsampled", "concatenation"} <= set(names)
+    assert {"encoder skip", "decoder, upsampled", "concatenation", "output"} <= set(names)
+    # Both inputs and the output pass a 1x1 convolution; the skip is added to a residual cell.
+    assert names.count("conv 1\N{MULTIPLICATION SIGN}1") == 3
+    assert names.count("+") == residual
+    ways = [shape.get_gid() for shape in figure.findobj(FancyArrowPatch)]
+    assert ways.count("wire skip") == residual
     assert title is None or title in names
 
 

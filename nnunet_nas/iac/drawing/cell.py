@@ -33,17 +33,23 @@ _FIRST_LANE = 0.80
 _LANE = 0.13
 _BAR_LEFT = 3.02
 _BAR_WIDTH = 0.24
+_INPUT = 0.32
+_SUM_RADIUS = 0.09
+_POINTWISE = "conv 1\N{MULTIPLICATION SIGN}1"
+_GREY = "wire concat"
 _IN_A_BOX: dict[str, Any] = {"fontsize": 7, "ha": "center", "va": "center", "zorder": 5}
 
 
 def draw_answer(arguments: dict[str, Any], path: FilePath, title: str) -> None:
     """The cell of a network's `arch_kwargs`; see `draw_cell`."""
-    draw_cell(Genotype.from_json(arguments["cells"].get("genotype")), path, title=title)
+    cells = arguments["cells"]
+    residual = bool(cells.get("residual", False))
+    draw_cell(Genotype.from_json(cells.get("genotype")), path, title=title, residual=residual)
 
 
-def draw_cell(genotype: Genotype, path: FilePath, title: str | None = None) -> None:
+def draw_cell(genotype: Genotype, path: FilePath, *, title: str | None = None, residual: bool = False) -> None:
     """Writes `cell_figure`, as wide as a column of a paper, at 300 dots per inch; raises what `write_figure` raises."""
-    write_figure(cell_figure(genotype, title), path, dpi=300)
+    write_figure(cell_figure(genotype, title, residual=residual), path, dpi=300)
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,10 @@ class _Wire:
     lane: int
 
 
-def cell_figure(genotype: Genotype, title: str | None = None) -> Figure:
+def cell_figure(genotype: Genotype, title: str | None = None, *, residual: bool = False) -> Figure:
     """The cell from top to bottom: inputs, one row per computed node, and the concatenation at the side.
+
+    A `residual` cell's output is added to the encoder's skip, which passes all of it at the left.
 
     The two operations into a node stand right above it, so that names cannot meet whatever the cell is. An edge that
     passes other nodes does so in a lane of its own beside them, on the side that gives short wires and few crossings.
@@ -70,14 +78,14 @@ def cell_figure(genotype: Genotype, title: str | None = None) -> Figure:
     from matplotlib.patches import Circle
 
     top = 0.30 if title else 0.08
-    height = top + 0.45 + _PITCH * (NODES - INPUT_NODES) + 0.62
+    height = top + 0.45 + _INPUT + _PITCH * (NODES - INPUT_NODES) + 0.62
     figure = new_figure(_WIDTH, height)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.set(xlim=(0, _WIDTH), ylim=(0, height))
     if title:
         axes.text(_WIDTH / 2, height - 0.17, title, ha="center", va="center", fontsize=8, gid="title")
-    places = _places(height - top - 0.30)
+    places = _places(height - top - 0.30 - _INPUT)
     for wire in _route(genotype, places):
         colour = COLOURS[wire.edge.operation]
         before, after = _paths(wire, places)
@@ -93,10 +101,8 @@ def cell_figure(genotype: Genotype, title: str | None = None) -> Figure:
             Circle((x, y), _RADIUS, facecolor=face, edgecolor="black", linewidth=0.9, zorder=4, gid=f"node {node}")
         )
         axes.text(x, y - 0.005, str(node), fontsize=8, ha="center", va="center", zorder=5)
-    for node, name in enumerate(("encoder skip", "decoder, upsampled")):
-        x, y = places[node]
-        axes.text(x, y + _RADIUS + 0.05, name, fontsize=7, ha="center", va="bottom")
-    _draw_output(axes, places)
+    _draw_inputs(axes, places)
+    _draw_output(axes, places, residual=residual)
     return figure
 
 
@@ -106,25 +112,55 @@ def _places(first: float) -> list[tuple[float, float]]:
     return inputs + [(_CENTRE, first - _PITCH * row - 0.02) for row in range(1, NODES - INPUT_NODES + 1)]
 
 
-def _draw_output(axes: Axes, places: list[tuple[float, float]]) -> None:
-    """The concatenation of the computed nodes, its 1x1 convolution and the output."""
+def _draw_inputs(axes: Axes, places: list[tuple[float, float]]) -> None:
+    """Names and 1x1 convolutions of the inputs."""
+    for node, name in enumerate(("encoder skip", "decoder, upsampled")):
+        x, y = places[node]
+        centre = y + _RADIUS + _INPUT - 0.1
+        _draw_plain_box(axes, (x, centre), _BOX, f"conv input {node}", _POINTWISE)
+        _draw_arrow(axes, np.array([[x, centre - _BOX[1] / 2], [x, y + _RADIUS]]), LIGHT_GREY, gid=_GREY, curved=False)
+        axes.text(x, centre + _BOX[1] / 2 + 0.05, name, fontsize=7, ha="center", va="bottom")
+
+
+def _draw_sum(axes: Axes, places: list[tuple[float, float]], centre: tuple[float, float]) -> None:
+    """The addition of the skip, whose way begins at its name."""
+    from matplotlib.patches import Circle
+
+    (x, y), top = centre, places[0][1] + _RADIUS + _INPUT + 0.09
+    way = [(_CENTRE - 1.21, top), (0.06, top), (0.06, y - 0.2), (x, y - 0.2), (x, y - _SUM_RADIUS)]
+    _draw_arrow(axes, np.array(way), LIGHT_GREY, gid="wire skip", curved=False)
+    looks: dict[str, Any] = {"facecolor": "white", "edgecolor": "black", "linewidth": 0.9, "zorder": 4}
+    axes.add_patch(Circle(centre, _SUM_RADIUS, gid="sum", **looks))
+    axes.text(x, y, "+", fontsize=8, ha="center", va="center", zorder=5)
+
+
+def _draw_plain_box(axes: Axes, centre: tuple[float, float], size: tuple[float, float], name: str, text: str) -> None:
+    """A box of the cell's frame, which was not searched."""
+    _draw_box(axes, centre, size, gid=f"box {name}", facecolor="#EDEDED", edgecolor=LIGHT_GREY, linewidth=0.8)
+    axes.text(*centre, text, rotation=90 if size[1] > size[0] else 0, **_IN_A_BOX)
+
+
+def _draw_output(axes: Axes, places: list[tuple[float, float]], *, residual: bool) -> None:
+    """The concatenation of the computed nodes, its 1x1 convolution, the skip where it is added, and the output."""
     last = places[-1][1]
     bottom, top = last - 0.16, places[INPUT_NODES][1] + 0.16
     middle = _BAR_LEFT + _BAR_WIDTH / 2
     for x, y in places[INPUT_NODES:]:
-        _draw_arrow(axes, np.array([[x + _RADIUS, y], [_BAR_LEFT, y]]), LIGHT_GREY, gid="wire concat", curved=False)
-    boxes = [
-        (middle, (bottom + top) / 2, (_BAR_WIDTH, top - bottom), "concatenation", 90),
-        (middle - 0.1, bottom - 0.27, _BOX, "conv 1\N{MULTIPLICATION SIGN}1", 0),
-    ]
-    for x, y, size, name, rotation in boxes:
-        _draw_box(axes, (x, y), size, gid=f"box {name}", facecolor="#EDEDED", edgecolor=LIGHT_GREY, linewidth=0.8)
-        axes.text(x, y, name, rotation=rotation, **_IN_A_BOX)
-    below = bottom - 0.27
-    down, on = [[middle, bottom], [middle, below + 0.085]], [[middle - 0.41, below], [middle - 0.80, below]]
-    for line in (down, on):
-        _draw_arrow(axes, np.array(line), LIGHT_GREY, gid="wire concat", curved=False)
-    axes.text(middle - 0.85, below, "output", fontsize=7, ha="right", va="center")
+        _draw_arrow(axes, np.array([[x + _RADIUS, y], [_BAR_LEFT, y]]), LIGHT_GREY, gid=_GREY, curved=False)
+    bar = (_BAR_WIDTH, top - bottom)
+    _draw_plain_box(axes, (middle, (bottom + top) / 2), bar, "concatenation", "concatenation")
+    below, start = bottom - 0.27, middle - 0.41
+    _draw_plain_box(axes, (middle - 0.1, below), _BOX, "conv output", _POINTWISE)
+    lines = [[[middle, bottom], [middle, below + 0.085]]]
+    if residual:
+        centre = start - 0.22 - _SUM_RADIUS
+        _draw_sum(axes, places, (centre, below))
+        lines.append([[start, below], [centre + _SUM_RADIUS, below]])
+        start = centre - _SUM_RADIUS
+    lines.append([[start, below], [start - 0.39, below]])
+    for line in lines:
+        _draw_arrow(axes, np.array(line), LIGHT_GREY, gid=_GREY, curved=False)
+    axes.text(start - 0.44, below, "output", fontsize=7, ha="right", va="center")
 
 
 def _draw_box(axes: Axes, centre: tuple[float, float], size: tuple[float, float], **looks: Any) -> None:
@@ -148,7 +184,7 @@ def _draw_arrow(axes: Axes, points: Floats, colour: str, *, gid: str, curved: bo
             linewidth=1.1,
             joinstyle="round",
             capstyle="round",
-            zorder=1 if gid == "wire concat" else 2,
+            zorder=1 if gid in (_GREY, "wire skip") else 2,
             gid=gid,
         )
     )
