@@ -17,6 +17,7 @@ from nnunet_nas.iac.genotype import INPUT_NODES, NODES, Genotype
 from nnunet_nas.iac.operations import build_operation
 
 COMPUTED_NODES = NODES - INPUT_NODES
+_LEAST_MIXED = 4
 
 
 def cell_width(skip_channels: int, *, minimum: int, divisor: int, multiple: int) -> int:
@@ -26,6 +27,16 @@ def cell_width(skip_channels: int, *, minimum: int, divisor: int, multiple: int)
     """
     wanted = max(minimum, -(-skip_channels // divisor))
     return -(-wanted // multiple) * multiple
+
+
+def mixed_share(width: int, wanted: int) -> int:
+    """The K by which a cell's channels are divided in the search: at most the wanted one, and four channels are mixed.
+
+    Of a single channel the norm leaves no more than the sign of a pointwise weight: nothing there could learn (our
+    choice).
+    """
+    fitting = (k for k in range(wanted, 1, -1) if width % k == 0 and width // k >= _LEAST_MIXED)
+    return next(fitting, 1)
 
 
 class Cell(nn.Module):

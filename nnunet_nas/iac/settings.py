@@ -33,7 +33,10 @@ class CellSettings:
     augmentation: bool = setting(True, "paper", "nnU-Net's augmentation; false is the paper's no-augmentation regime")
     seed: int = setting(0, "our choice", "random seed of weights, batches and the split of IAC", minimum=0)
     partial_channels: int = setting(
-        4, "predecessor", "K: one K-th of the channels goes through mixed operations (PC-DARTS)", minimum=1
+        4,
+        "predecessor",
+        "K: one K-th of the channels, four at least, goes through mixed operations (PC-DARTS)",
+        minimum=1,
     )
     minimum_width: int = setting(4, "our choice", "least channels of a cell, rounded up to a multiple of K", minimum=1)
     width_divisor: int = setting(4, "our choice", "a cell has the skip's channels divided by this (4c = C)", minimum=1)

@@ -11,7 +11,8 @@ the sum over its incoming edges, weighted by w (of beta). `tests/plain_pc_darts.
 of what stands here: read it first.
 
 Weights are stored at full width c and sliced to c/K in the search (our choice): they can be put back to their initial
-values for the discrete cell. Only 1/K of a depthwise and 1/K^2 of a pointwise weight takes part in the search.
+values for the discrete cell. Only 1/K of a depthwise and 1/K^2 of a pointwise weight takes part in the search; in
+narrow cells K is smaller, see `mixed_share`.
 
 What makes a step cheap here, with the same result:
 - A depthwise and the following pointwise convolution are linear: their product is one small dense kernel, which costs
@@ -34,7 +35,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nnunet_nas.iac.cell import COMPUTED_NODES, cell_width
+from nnunet_nas.iac.cell import COMPUTED_NODES, cell_width, mixed_share
 from nnunet_nas.iac.genotype import EDGES, INPUT_NODES, NODES, OPERATIONS
 from nnunet_nas.iac.operations import CONVOLUTIONS, norm_kind, pool
 from nnunet_nas.iac.relaxation import edge_weights, operation_probabilities
@@ -283,15 +284,16 @@ class IACSupernet(SkipUNet):
         norm = norm_kind(settings.norm, encoder.norm_op)
 
         def cell(level: int, channels: int, kernel: Sequence[int]) -> SuperCell:
+            width = cell_width(
+                channels,
+                minimum=settings.minimum_width,
+                divisor=settings.width_divisor,
+                multiple=settings.partial_channels,
+            )
             return SuperCell(
                 skip_channels=channels,
-                width=cell_width(
-                    channels,
-                    minimum=settings.minimum_width,
-                    divisor=settings.width_divisor,
-                    multiple=settings.partial_channels,
-                ),
-                partial=settings.partial_channels,
+                width=width,
+                partial=mixed_share(width, settings.partial_channels),
                 conv_op=encoder.conv_op,
                 norm=norm,
                 kernel=kernel,

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nnunet_nas.errors import DataProblem
-from nnunet_nas.iac.cell import Cell, cell_width
+from nnunet_nas.iac.cell import Cell, cell_width, mixed_share
 from nnunet_nas.iac.genotype import OPERATIONS, Genotype
 from nnunet_nas.iac.network import IACUNet
 from nnunet_nas.iac.operations import CONVOLUTIONS, build_operation, convolution_weights, norm_kind, pool
@@ -120,6 +120,14 @@ def test_weights_of_a_separable_convolution_by_hand():
 )
 def test_widths(channels, width):
     assert cell_width(channels, minimum=16, divisor=4, multiple=4) == width
+
+
+@pytest.mark.parametrize(
+    ("width", "wanted", "share"),
+    [(4, 4, 1), (8, 4, 2), (12, 4, 3), (16, 4, 4), (80, 4, 4), (16, 1, 1), (14, 7, 2), (2, 2, 1)],
+)
+def test_at_least_four_channels_are_mixed(width, wanted, share):
+    assert mixed_share(width, wanted) == share
 
 
 @pytest.mark.parametrize("stages", range(2, 8))
