@@ -10,7 +10,7 @@ usage: examples/quickstart.sh [--workdir DIR] [--splits FILE] [RAW_DATASET]
 Installs nnunet_nas into a virtual environment of its own and goes the whole way:
 data set, nnUNetv2_plan_and_preprocess, nnunet_nas select_tiny, nnUNetv2_train of the base
 and of the selected width, nnUNetv2_predict on unseen cases, a table of Dice, parameters
-and seconds. Uses the GPU if torch finds one, else the CPU.
+and seconds, nnunet_nas export and the same predictions without torch. Uses the GPU if torch finds one, else the CPU.
 
   RAW_DATASET      folder in nnU-Net's raw format, DatasetXXX_Name; only read.
                    Default: a synthetic data set that is drawn for the occasion.
@@ -176,6 +176,21 @@ evaluate() {
         -djfile "$here/predictions/$1/dataset.json" -pfile "$here/predictions/$1/plans.json" -np 1
 }
 
+export_selected() {
+    rm -rf "$here/export" && nas export -d "$number" -c "$selected" -f 0 -tr nnUNetTrainerQuickstart \
+        -i "$here/unseen/images" -n 1 --disable_tta -o "$here/export"
+}
+
+# A folder in which torch and nnU-Net cannot be imported goes first in the path.
+predict_without_torch() {
+    local package
+    for package in torch nnunetv2; do
+        mkdir -p "$here/blocked/$package" && echo 'raise ImportError("blocked")' >"$here/blocked/$package/__init__.py"
+    done
+    PYTHONPATH=$here/blocked "$python" "$here/export/predict.pyz" --disable_tta \
+        -i "$here/unseen/images" -o "$here/predictions/export"
+}
+
 if [ -n "${QUICKSTART_VENV:-}" ]; then
     venv=$QUICKSTART_VENV
     [ -x "$venv/bin/python" ] || fail "QUICKSTART_VENV=$venv is not a virtual environment" 3
@@ -190,7 +205,7 @@ if [ -z "${QUICKSTART_VENV:-}" ]; then
     state=$work
     step venv "create a virtual environment in $venv" "$system_python" -m venv --clear "$venv"
     step install "install nnunet_nas, nnU-Net and torch (a few GB, minutes)" \
-        "$python" -m pip install --disable-pip-version-check -e "$root"
+        "$python" -m pip install --disable-pip-version-check -e "$root[export]"
     state=$here
 fi
 
@@ -245,11 +260,21 @@ for configuration in 2d "$selected"; do
         -c "$configuration" -f 0 -tr nnUNetTrainerQuickstart -device "$device" -npp 0 -nps 0 --disable_tta
     step "evaluate_$configuration" "nnUNetv2_evaluate_folder of $configuration" evaluate "$configuration"
 done
+if "$python" -c 'import onnx, onnxscript, onnxruntime' 2>/dev/null; then
+    step export "nnunet_nas export of $selected, compared with nnU-Net" export_selected
+    step predict_export "predict.pyz without torch" predict_without_torch
+    step same "compare with nnUNetv2_predict" to "$here/same.txt" "$python" "$helpers/same.py" \
+        "$here/export" "$here/predictions/$selected" "$here/predictions/export"
+else
+    echo "nnunet_nas export is left out: $venv has not the packages of nnunet-nas[export]" >"$here/same.txt"
+fi
 step info "nnunet_nas info" to "$here/info.json" nas info -d "$number" -c 2d "$selected" --json
 
 echo
 to "$here/table.txt" "$python" "$helpers/table.py" "$here" "$nnUNet_results/$dataset" 2d "$selected"
 cat "$here/table.txt"
+echo
+cat "$here/same.txt"
 cat <<NOTE
 
 This was a demonstration: so few iterations say that the commands work, not which width is better. nnU-Net's final

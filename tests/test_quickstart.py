@@ -29,18 +29,18 @@ class TestDivision:
         assert budget.training_seconds(left=800, start=5) == budget.MAX_TRAINING
 
     def test_a_busy_machine_trains_for_what_is_left(self, budget: ModuleType) -> None:
-        # 400 - 1.25 * 7 * 20 - 40 = 185 for two trainings.
-        assert budget.training_seconds(left=400, start=20) == 92
+        # 400 - 1.25 * 10 * 20 - 40 = 110 for two trainings.
+        assert budget.training_seconds(left=400, start=20) == 55
 
     def test_where_nothing_is_left_the_least_is_done(self, budget: ModuleType) -> None:
         assert budget.training_seconds(left=-100, start=30) == budget.MIN_TRAINING
         assert budget.cases_to_predict(left=-100, start=30, per_case=1, limit=20) == 1
 
     def test_cases_are_counted_by_what_one_takes(self, budget: ModuleType) -> None:
-        # 210 - 1.25 * 5 * 8 = 160 for cases of 1.25 * 10 s.
-        assert budget.cases_to_predict(left=210, start=8, per_case=10, limit=20) == 12
+        # 210 - 1.25 * 8 * 8 = 130 for cases of 1.25 * 10 s.
+        assert budget.cases_to_predict(left=210, start=8, per_case=10, limit=20) == 10
         assert budget.cases_to_predict(left=210, start=8, per_case=10, limit=3) == 3
-        assert budget.cases_to_predict(left=210, start=8, per_case=1, limit=0) == 128
+        assert budget.cases_to_predict(left=210, start=8, per_case=1, limit=0) == 104
 
 
 class Clock:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 # Less shows nothing; more is not needed to show how the commands work together.
 MIN_TRAINING, MAX_TRAINING = 30, 150
-# What comes after this point starts nnU-Net: two trainings, two predictions, two evaluations, the count of parameters.
-STARTS_WITH_TRAININGS, STARTS_AFTER_TRAININGS = 7, 5
+# What comes after this point starts nnU-Net: two trainings, two predictions, two evaluations, the count of parameters;
+# an export takes as long as three starts.
+STARTS_WITH_TRAININGS, STARTS_AFTER_TRAININGS = 10, 8
 # A machine may become busier than it was when something was measured.
 RESERVE = 1.25
 # Seconds kept for predicting before anything is known of it.

@@ -108,12 +108,24 @@ def trained(
         "file_ending": file_ending,
         **({} if regions_class_order is None else {"regions_class_order": list(regions_class_order)}),
     }
-    folder = root / MODEL
+    heads = len([name for name in labels if name != "ignore"]) - (0 if regions_class_order is None else 1)
+    spec = NetworkSpec(configuration["architecture"], len(schemes), heads, patch_size, 2)
+    return write(root / MODEL, plans, dataset, spec, folds=folds, mirrored=mirrored)
+
+
+def write(
+    folder: Path,
+    plans: dict[str, Any],
+    dataset: dict[str, Any],
+    spec: NetworkSpec,
+    *,
+    folds: tuple[str, ...] = ("0",),
+    mirrored: bool = True,
+) -> Path:
+    """The results folder `TRAINER__PLANS__CONFIGURATION`, each fold with random weights of its own."""
     folder.mkdir(parents=True)
     (folder / "plans.json").write_text(json.dumps(plans))
     (folder / "dataset.json").write_text(json.dumps(dataset))
-    heads = len([name for name in labels if name != "ignore"]) - (0 if regions_class_order is None else 1)
-    spec = NetworkSpec(configuration["architecture"], len(schemes), heads, patch_size, 2)
     for number, fold in enumerate(folds):
         (folder / f"fold_{fold}").mkdir()
         unet: Any = build_network(spec, seed=number, deep_supervision=True)
@@ -123,8 +135,8 @@ def trained(
             {
                 "network_weights": unet.state_dict(),
                 "trainer_name": "nnUNetTrainer",
-                "init_args": {"configuration": "net"},
-                "inference_allowed_mirroring_axes": tuple(range(len(patch_size))) if mirrored else None,
+                "init_args": {"configuration": folder.name.rpartition("__")[2]},
+                "inference_allowed_mirroring_axes": tuple(range(len(spec.patch_size))) if mirrored else None,
             },
             folder / f"fold_{fold}" / "checkpoint_final.pth",
         )

@@ -24,6 +24,7 @@ from nnunet_nas.cli.main import main
 from nnunet_nas.errors import DataProblem, EnvironmentProblem
 from nnunet_nas.export import folder as export_folder
 from nnunet_nas.export.folder import ExportSettings, export
+from nnunet_nas.export.verification import CaseAgreement, Verification
 from nnunet_nas.runtime.predictor import Predictor
 from nnunet_nas.runtime.recipe import Component, read_recipe
 
@@ -95,6 +96,15 @@ def test_labels_are_nnunets(exported):
     recipe = read_recipe(settings.output)
     assert recipe.unverified is None
     assert recipe.postprocessing == (Component((1, 2), 0), Component((2,), 0)), "a pickle has become numbers"
+
+
+@pytest.mark.parametrize(
+    ("apart", "largest", "differing", "agrees"),
+    [(9e-5, 1, 0, True), (2e-4, 5, 0, False), (2e-4, 50, 0, True), (0, 1, 10, True), (0, 1, 11, False)],
+)
+def test_how_closely_an_export_must_agree(apart, largest, differing, agrees):
+    case = CaseAgreement("case", 100_000, differing, {"organ": 1.0}, apart, largest)
+    assert Verification((case,), 0.5, True).agrees is agrees
 
 
 @pytest.mark.integration
