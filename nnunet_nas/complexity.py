@@ -91,6 +91,15 @@ def count_macs(network: nn.Module, shape: Sequence[int]) -> int:
     return counter.get_total_flops() // 2
 
 
+def step_macs(network: nn.Module, shape: Sequence[int]) -> int:
+    """Multiply-accumulates of a forward and a backward pass; of frozen weights no gradients are computed."""
+    counter = FlopCounterMode(display=False)
+    with torch.enable_grad(), counter:
+        outputs = network(_input_like(network, shape))
+        sum(output.sum() for output in tree_leaves(outputs)).backward()
+    return counter.get_total_flops() // 2
+
+
 def inference_bytes(network: nn.Module, shape: Sequence[int]) -> int:
     """Largest number of bytes of activations alive at once during a forward pass without gradients."""
     tracker = _LiveBytes()

@@ -12,6 +12,8 @@ SHORT = {
     "warmup_epochs": 1,
     "num_iterations_per_epoch": 1,
     "num_val_iterations_per_epoch": 1,
+    "trial_iterations": 1,
+    "trial_batches": 2,
     "stability": "paper",
     "tau0": 0.01,
 }

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from nnunet_nas.architecture import NetworkSpec, build_network
-from nnunet_nas.complexity import complexity_of, count_macs, inference_bytes, training_bytes
+from nnunet_nas.complexity import complexity_of, count_macs, inference_bytes, step_macs, training_bytes
 from nnunet_nas.xtiny.widths import capped_features
 
 
@@ -107,3 +107,11 @@ def test_checkpoint_size_is_that_of_weights_and_momentum():
     file = io.BytesIO()
     torch.save({"network_weights": network.state_dict(), "optimizer_state": optimiser.state_dict()}, file)
     assert complexity_of(spec).checkpoint_mib == pytest.approx(file.tell() / 2**20, rel=0.02)
+
+
+def test_a_training_step_costs_three_passes_and_two_where_weights_are_frozen():
+    # The first layer passes no gradient on to its inputs: forward, weights; the second: forward, weights, inputs.
+    network = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
+    assert step_macs(network, (2, 5)) == 2 * (2 * 5 * 7 + 3 * 7 * 3)
+    network[1].requires_grad_(False)
+    assert step_macs(network, (2, 5)) == 2 * (2 * 5 * 7 + 2 * 7 * 3)

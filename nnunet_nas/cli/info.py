@@ -2,7 +2,8 @@
 
 MACs are multiply-accumulates of one forward pass on one patch, FLOPs are twice that. Memory is of activations for one
 patch in float32: alive at once in inference, kept for the backward pass in training. Nothing is trained or measured;
-everything is counted from the network that nnU-Net would build.
+everything is counted from the network that nnU-Net would build. Modules in the skips of a backbone stand beside it: how
+many times its parameters, its MACs, and the MACs of its training step, where theirs is one with the backbone frozen.
 
 examples:
   nnunet_nas info -d 4
@@ -14,14 +15,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_nas import commands
 from nnunet_nas.cli.common import add_dataset_arguments, format_table, quiet_output
 from nnunet_nas.environment import find_preprocessed_dataset
 from nnunet_nas.errors import DataProblem
-from nnunet_nas.methods import result_trainer
+from nnunet_nas.methods import result_trainer, retrofitted
 from nnunet_nas.plans import Plans
+
+if TYPE_CHECKING:
+    from nnunet_nas.architecture import NetworkSpec
+    from nnunet_nas.complexity import Complexity
 
 SUMMARY = "parameters, MACs and memory of configurations"
 _HEADER = (
@@ -34,6 +39,7 @@ _HEADER = (
     "training MiB",
     "checkpoint MiB",
 )
+_BESIDE = "parameters, MACs, training step beside the backbone"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"dataset": plans.path.parent.name, "plans": args.p, "configurations": rows}, indent=4))
     else:
-        print(format_table(_HEADER, [_cells(row) for row in rows]))
+        header = (*_HEADER, _BESIDE) if any("backbone" in row for row in rows) else _HEADER
+        print(format_table(header, [_cells(row)[: len(header)] for row in rows]))
     for problem in problems:
         print(problem, file=sys.stderr)
     if rows and not args.json:
@@ -75,8 +82,9 @@ def _count(plans: Plans, names: list[str], *, every_one_asked_for: bool) -> tupl
     for name in names:
         try:
             spec = network_spec(plans, name, dataset_json)
-            costs = complexity_of(spec).to_json()
-            rows.append({"configuration": name, "patch_size": list(spec.patch_size), **costs})
+            cost = complexity_of(spec)
+            beside = _beside_backbone(plans, name, spec, cost)
+            rows.append({"configuration": name, "patch_size": list(spec.patch_size), **cost.to_json(), **beside})
         except DataProblem as error:
             if every_one_asked_for:
                 raise
@@ -88,7 +96,22 @@ def _count(plans: Plans, names: list[str], *, every_one_asked_for: bool) -> tupl
     return rows, problems
 
 
+def _beside_backbone(plans: Plans, name: str, spec: NetworkSpec, cost: Complexity) -> dict[str, Any]:
+    """A further entry of the row of a network with modules in its skips."""
+    from nnunet_nas.architecture import network_spec
+    from nnunet_nas.complexity import complexity_of
+    from nnunet_nas.skips.cost import beside_backbone
+
+    base = plans.configurations[name].get("inherits_from")
+    if plans.method(name) not in retrofitted() or base not in plans.configurations:
+        return {}
+    backbone = network_spec(plans, base)
+    found = beside_backbone(base, (spec, backbone), (cost, complexity_of(backbone)))
+    return {"backbone": found.to_json()}
+
+
 def _cells(row: dict[str, Any]) -> list[str]:
+    beside = row.get("backbone")
     return [
         row["configuration"],
         "x".join(str(size) for size in row["patch_size"]),
@@ -98,4 +121,5 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['inference_mib']:.1f}",
         f"{row['training_mib']:.1f}",
         f"{row['checkpoint_mib']:.2f}",
+        "-" if beside is None else " ".join(f"{beside[key]:.2f}x" for key in ("parameters", "macs", "step_macs")),
     ]

@@ -83,6 +83,12 @@ class Genotype:
         return cls(tuple(_edges(content)))
 
 
+# No cell has more weights or arithmetic.
+MOST_EXPENSIVE = Genotype(
+    tuple(Edge(source, node, "sep_conv_5") for node in range(INPUT_NODES, NODES) for source in range(INPUTS_PER_NODE))
+)
+
+
 def discretise(probabilities: NDArray[np.float64], weights: NDArray[np.float64]) -> Genotype:
     """The discrete cell of a continuous one (section 3.4, Eq. 12).
 

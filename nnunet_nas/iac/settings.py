@@ -49,6 +49,13 @@ class CellSettings:
         0.0, "our choice", "final learning rate of both, as a share of the initial", minimum=0, maximum=1
     )
     annealing_power: float = setting(10.0, "our choice", "p of cosine power annealing; 1 is plain cosine", minimum=1)
+    trial_iterations: int = setting(
+        250,
+        "our choice",
+        "iterations of training in the trial of the found cell against the plain skip; 0: no trial",
+        minimum=0,
+    )
+    trial_batches: int = setting(50, "our choice", "batches of other cases that the trial compares on", minimum=2)
     suffix: str = setting("", "our choice", "appended to the name of the new configuration, for searches side by side")
     edge_nonlinearity: Literal["elu", "identity", "softplus"] = setting(
         "elu", "our choice", "phi, applied to beta before the softmax over the edges into a node"

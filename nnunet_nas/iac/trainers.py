@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,24 +13,38 @@ import numpy as np
 import torch
 
 from nnunet_nas import commands
-from nnunet_nas.architecture import NetworkSpec, build_network, derive
+from nnunet_nas.architecture import NetworkSpec, build_network, build_without_weights, derive
+from nnunet_nas.complexity import step_macs
 from nnunet_nas.distributed import broadcast
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.files import replace_file
 from nnunet_nas.iac.drawing.cell import draw_cell
 from nnunet_nas.iac.drawing.progress import draw_progress
 from nnunet_nas.iac.evidence import level
-from nnunet_nas.iac.genotype import EDGES, OPERATIONS, Genotype, cells_architecture, discretise, leads
+from nnunet_nas.iac.genotype import (
+    EDGES,
+    MOST_EXPENSIVE,
+    OPERATIONS,
+    Genotype,
+    cells_architecture,
+    discretise,
+    leads,
+)
 from nnunet_nas.iac.history import CellHistory, expected_end
 from nnunet_nas.iac.pruning import StabilityPruning
 from nnunet_nas.iac.relaxation import cosine_power
 from nnunet_nas.iac.settings import CellSettings, IACLTHSettings, IACSettings
 from nnunet_nas.iac.supernet import IACSupernet
+from nnunet_nas.iac.trial import Gain, gain_of, losses, train_briefly
 from nnunet_nas.methods import result_trainer
 from nnunet_nas.plans import DerivedConfiguration
+from nnunet_nas.randomness import seed_everything
 from nnunet_nas.search import BilevelSearchTrainer, SearchTrainer
+from nnunet_nas.settings import read_settings
 from nnunet_nas.skips.backbone import start_from_backbone
-from nnunet_nas.skips.unet import SkipUNet, require_skips
+from nnunet_nas.skips.cost import frozen_step, plain_step, share_of_default_training, training_shape
+from nnunet_nas.skips.settings import IACRetrofitSettings
+from nnunet_nas.skips.unet import SkipUNet, load_backbone, require_skips
 from nnunet_nas.trainer import to_bytes
 
 THETA_0 = "theta_0.pth"
@@ -44,6 +59,8 @@ class CellSearchTrainer(SearchTrainer):
 
     network: IACSupernet
     history: CellHistory
+    # Forward and backward passes of the supernet in one iteration.
+    passes_per_iteration = 1
 
     @classmethod
     def supernet(cls, spec: NetworkSpec, settings: CellSettings) -> IACSupernet:
@@ -81,12 +98,34 @@ class CellSearchTrainer(SearchTrainer):
         self._theta_0 = to_bytes(self.network.cell_state())
 
     def on_train_start(self) -> None:
-        """nnU-Net's preparations; theta_0 goes to the disk before the first step."""
+        """nnU-Net's preparations; says what is ahead; theta_0 goes to the disk before the first step."""
         super().on_train_start()
+        self._log_cost()
         if self.local_rank == 0:
             path = Path(self.output_folder) / THETA_0
             if not path.exists() or path.read_bytes() != self._theta_0:
                 replace_file(path, self._theta_0)
+
+    def _log_cost(self) -> None:
+        """What search and retrofit cost at most, as shares of what they compete with."""
+        settings, spec = self.settings, self.base_spec()
+        retrofit = read_settings(IACRetrofitSettings, self.plans.resolve(self.configuration_name))
+        with torch.device("meta"):
+            supernet = IACSupernet(build_without_weights(spec, deep_supervision=True), settings)
+        plain = plain_step(spec)
+        search_step = self.passes_per_iteration * step_macs(supernet, training_shape(spec)) / plain
+        retrofit_step = frozen_step(self._spec_of(MOST_EXPENSIVE, residual=True)) / plain
+        search, training = (
+            share_of_default_training(item.num_epochs * item.num_iterations_per_epoch, step)
+            for item, step in ((settings, search_step), (retrofit, retrofit_step))
+        )
+        self.print_to_log_file(
+            f"Cost, as a share of one default nnU-Net training of {self.configuration_name} and counted in "
+            f"multiply-accumulates: this search {search:.3f} at most ({settings.num_epochs} epochs of "
+            f"{settings.num_iterations_per_epoch} iterations, each {search_step:.2f} of a plain one), a retrofit "
+            f"{training:.3f} at most ({retrofit.num_epochs} epochs of {retrofit.num_iterations_per_epoch}, each "
+            f"{retrofit_step:.2f}). Seconds are more, where cells are narrow several times more."
+        )
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
         """SGD for the cell weights and Adam for alpha and beta; both annealed in `on_train_epoch_start`."""
@@ -213,22 +252,77 @@ class CellSearchTrainer(SearchTrainer):
         """Writes the genotype and its drawing; two configurations: the paper's cell, and the cell added to the skip."""
         genotype = self.genotype()
         self._write_genotype(genotype)
+        certainty = {**self.certainty(genotype), **self._tried(genotype)}
         provenance = self.provenance(
             checkpoint=self.backbone.address(),
             backbone_trainer=self.backbone.trainer,
             backbone_digest=self.backbone.digest(),
             epochs=len(self.history),
-            certainty=self.certainty(genotype),
+            certainty=certainty,
         )
-        base = self.base_spec()
-        results = []
-        for suffix, residual in (("", False), (RESIDUAL, True)):
-            architecture = cells_architecture(
-                base.architecture, genotype, widths=self.network.widths(), norm=self.settings.norm, residual=residual
+        return [
+            derive(
+                self.result_name() + suffix,
+                self.configuration_name,
+                self._spec_of(genotype, residual=residual),
+                provenance,
             )
-            spec = replace(base, architecture=architecture)
-            results.append(derive(self.result_name() + suffix, self.configuration_name, spec, provenance))
-        return results
+            for suffix, residual in (("", False), (RESIDUAL, True))
+        ]
+
+    def _spec_of(self, genotype: Genotype, *, residual: bool) -> NetworkSpec:
+        base = self.base_spec()
+        architecture = cells_architecture(
+            base.architecture, genotype, widths=self.network.widths(), norm=self.settings.norm, residual=residual
+        )
+        return replace(base, architecture=architecture)
+
+    def trial_loaders(self) -> tuple[Any, Any]:
+        """Batches to train the found cell on, and of other cases to judge it by: the fold's validation cases."""
+        loaders: tuple[Any, Any] = self.get_dataloaders()
+        return loaders
+
+    def _tried(self, genotype: Genotype) -> dict[str, Any]:
+        """The cell's trial against the plain skip, for the provenance; see `trial`."""
+        steps = self.settings.trial_iterations
+        if not steps:
+            return {}
+        try:
+            gain = self._gain_of_training(self._trial_network(genotype), steps)
+        except DataProblem as error:
+            self.print_to_log_file(f"WARNING: the trial of the residual cell diverged: {error}")
+            return {"trial": {"iterations": steps, "answer": "identity"}}
+        verdict = "beats the plain skip" if gain.beats_the_identity else "is no better than the plain skip (identity)"
+        self.print_to_log_file(
+            f"Trial: after {steps} iterations of training the residual cell {verdict} on {gain.batches} batches of "
+            f"other cases: the loss is lower by {gain.mean:.4f} +- {gain.half_width:.4f} (95 %)."
+        )
+        answer = "cell" if gain.beats_the_identity else "identity"
+        return {"trial": {"iterations": steps, "answer": answer, **vars(gain)}}
+
+    def _trial_network(self, genotype: Genotype) -> Any:
+        """The residual cells in the backbone, as the retrofit of IAC-LTH starts."""
+        # Independent of what went before, so that a trial that was interrupted is repeated and not another one.
+        seed_everything(self.settings.seed)
+        spec = self._spec_of(genotype, residual=True)
+        network: Any = build_network(spec, deep_supervision=self.enable_deep_supervision)
+        load_backbone(network, self.backbone.weights)
+        network.load_theta_0(torch.load(io.BytesIO(self._theta_0), weights_only=True))
+        network.to(self.device).freeze_backbone()
+        return network
+
+    def _gain_of_training(self, network: Any, steps: int) -> Gain:
+        loaders = training, judging = self.trial_loaders()
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.grad_scaler is not None)
+        try:
+            batches = [next(judging) for _ in range(self.settings.trial_batches)]
+            before = losses(network, batches, self.loss_of)
+            train_briefly(network, training, steps, loss_of=self.loss_of, scaler=scaler)
+            return gain_of(before, losses(network, batches, self.loss_of))
+        finally:
+            for loader in loaders:
+                if hasattr(loader, "_finish"):
+                    loader._finish()
 
     def next_steps(self) -> list[str]:
         """The commands for the residual cells, which start at the backbone's accuracy; then those for the paper's."""
@@ -304,6 +398,11 @@ class nnUNetTrainerIACSearch(BilevelSearchTrainer, CellSearchTrainer):
     """IAC: cell weights on one half of the training cases, alpha and beta on the other; all epochs."""
 
     settings_class = IACSettings
+    passes_per_iteration = 2
+
+    def trial_loaders(self) -> tuple[Any, Any]:
+        """One half of the training cases, and the other."""
+        return self.judging_loaders()
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One step of the cell weights on the first half, one of alpha and beta on the second (Eqs. 10, 11)."""

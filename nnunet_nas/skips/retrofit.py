@@ -20,14 +20,12 @@ from nnunet_nas.plans import Plans
 from nnunet_nas.randomness import seed_everything
 from nnunet_nas.settings import read_settings
 from nnunet_nas.skips.backbone import Backbone, start_from_backbone
-from nnunet_nas.skips.settings import IACRetrofitSettings
+from nnunet_nas.skips.settings import RATE, RESIDUAL_RATE, IACRetrofitSettings
 from nnunet_nas.skips.unet import SkipUNet
 from nnunet_nas.trainer import ModelTrainer
 
 _FRESH = commands.set_search(IACRetrofitSettings.method, "init=random")
 _FINAL = "checkpoint_final.pth"
-# A residual network starts at its backbone's accuracy, which nnU-Net's rate costs it at once (measured, our choice).
-_RATE, _RESIDUAL_RATE = 0.01, 0.002
 
 
 class nnUNetTrainerIACRetrofit(ModelTrainer):
@@ -53,7 +51,7 @@ class nnUNetTrainerIACRetrofit(ModelTrainer):
         if self.settings.initial_lr is not None:
             return float(self.settings.initial_lr)
         cells = self.configuration_manager.network_arch_init_kwargs.get("cells", {})
-        return _RESIDUAL_RATE if cells.get("residual") else _RATE
+        return RESIDUAL_RATE if cells.get("residual") else RATE
 
     def initialize(self) -> None:
         """nnU-Net's initialisation with fresh weights by the seed of the settings."""

@@ -183,3 +183,33 @@ def test_broken_plans_are_said(info, dataset, content):
 def test_a_missing_dataset_json_is_said(info, dataset):
     (dataset / "dataset.json").unlink()
     refused(info, 4, "dataset.json does not exist")
+
+
+def test_cells_stand_beside_their_backbone(info, dataset):
+    def add_cells(plans):
+        base = plans["configurations"]["2d"]["architecture"]
+        inputs = {str(node): {"0": "sep_conv_3", "1": "identity"} for node in range(2, 6)}
+        cells = {"genotype": inputs, "widths": [4, 8]}
+        plans["configurations"]["2d_iaclth"] = {
+            "inherits_from": "2d",
+            "architecture": {
+                **base,
+                "network_class_name": "nnunet_nas.iac.network.IACUNet",
+                "arch_kwargs": {**base["arch_kwargs"], "backbone": base["network_class_name"], "cells": cells},
+            },
+            "nas": {"method": "iac_lth", "base_digest": ""},
+        }
+
+    edit(dataset / "nnUNetPlans.json", add_cells)
+    plain, own = json.loads(info("-c", "2d", "2d_iaclth", "--json")[1])["configurations"]
+    assert "backbone" not in plain
+    beside = own["backbone"]
+    assert beside["configuration"] == "2d"
+    assert beside["parameters"] == pytest.approx(own["parameters"] / plain["parameters"])
+    assert beside["macs"] == pytest.approx(own["macs"] / plain["macs"])
+    # The cells' three passes and less than two of the backbone's, whose weights get no gradients.
+    assert 0 < beside["step_macs"] < beside["macs"]
+    header, _, first, second = info("-c", "2d", "2d_iaclth")[1].splitlines()
+    assert "beside the backbone" in header
+    assert first.split()[-1] == "-"
+    assert second.split()[-3:] == [f"{beside[key]:.2f}x" for key in ("parameters", "macs", "step_macs")]

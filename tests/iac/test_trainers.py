@@ -113,6 +113,27 @@ def test_a_search_that_ends_undecided_says_so(searchable):
 
 
 @NO_PICTURES
+@BOTH
+def test_the_cell_is_tried_against_the_plain_skip_and_the_answer_recorded(trainer_class, searchable):
+    trainer = search(trainer_class, searchable)
+    trial = read_plans(searchable)["configurations"][NAME[trainer_class]]["nas"]["certainty"]["trial"]
+    assert (trial["iterations"], trial["batches"]) == (1, 2)
+    assert trial["answer"] == ("cell" if trial["mean"] > trial["half_width"] else "identity")
+    log = "".join(path.read_text() for path in Path(trainer.output_folder).glob("training_log*.txt"))
+    assert "Trial: after 1 iterations of training the residual cell" in log
+
+
+@NO_PICTURES
+def test_the_cost_is_said_before_the_search_begins(searchable):
+    trainer = make_trainer(nnUNetTrainerIACLTHSearch, searchable)
+    trainer.on_train_start()
+    log = "".join(path.read_text() for path in Path(trainer.output_folder).glob("training_log*.txt"))
+    assert "as a share of one default nnU-Net training of 2d" in log
+    assert "(4 epochs of 1 iterations, each " in log
+    assert "(2 epochs of 1, each " in log
+
+
+@NO_PICTURES
 def test_warm_up_leaves_alpha_and_beta_alone(searchable):
     set_settings(searchable, "2d", "iac_lth", num_epochs=3, warmup_epochs=2)
     trainer = search(nnUNetTrainerIACLTHSearch, searchable, stop_before=2)

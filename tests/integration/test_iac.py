@@ -13,7 +13,7 @@ FOLDER = "nnUNet_results/Dataset998_Phantom/nnUNetTrainerIACLTHSearch__nnUNetPla
 SEARCH = ("nnUNetv2_train", "998", "2d", "0", "-tr", "nnUNetTrainerIACLTHSearch", "-device", "cpu")
 SHORT = (
     *("num_epochs=30", "warmup_epochs=2", "num_iterations_per_epoch=2", "num_val_iterations_per_epoch=0"),
-    *("stability=paper", "gamma=8"),
+    *("stability=paper", "gamma=8", "trial_iterations=2", "trial_batches=2"),
 )
 RETROFIT = ("num_epochs=1", "num_iterations_per_epoch=2", "num_val_iterations_per_epoch=1")
 
