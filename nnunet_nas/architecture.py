@@ -24,6 +24,7 @@ from torch import nn
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.plans import DerivedConfiguration, Plans, Provenance
 from nnunet_nas.randomness import seed_everything
+from nnunet_nas.trust import locate_class
 
 # What nnU-Net and the networks that plans can name raise for arguments that do not fit, or classes that do not import.
 NETWORK_ERRORS = (
@@ -121,6 +122,7 @@ def build_network(
     if seed is not None:
         seed_everything(seed)
     try:
+        require_trusted(spec.architecture)
         with _without_chatter():
             return get_network_from_plans(
                 *(spec.architecture[key] for key in _ARCHITECTURE_KEYS),
@@ -148,10 +150,18 @@ def import_arguments(architecture: dict[str, Any]) -> dict[str, Any]:
         name = kwargs.get(key)
         if name is None:
             continue
-        kwargs[key] = pydoc.locate(name)
-        if kwargs[key] is None:
-            raise DataProblem(f"arch_kwargs.{key}: {name} cannot be imported: correct the configuration")
+        kwargs[key] = locate_class(name, f"arch_kwargs.{key}")
     return kwargs
+
+
+def require_trusted(architecture: dict[str, Any]) -> None:
+    """Refuses an architecture that names classes which are not networks or their parts; see `trust`.
+
+    Raises:
+        DataProblem: the first such name, or one that cannot be imported.
+    """
+    import_arguments(architecture)
+    locate_class(architecture["network_class_name"], "network_class_name", moved=True)
 
 
 def one_line(error: Exception) -> str:

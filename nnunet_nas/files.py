@@ -19,7 +19,8 @@ def replace_file(path: Path, content: bytes) -> None:
     """Writes `content` to `path` so that a reader sees either the old file or the new one, never a part.
 
     The content goes to a temporary file in the same folder, is flushed to the disk and renamed. A symbolic link is
-    followed (the file that it points to is replaced), and the permissions of an existing file are kept.
+    followed (the file that it points to is replaced); permissions and group of an existing file are kept, the group
+    only by a member of it.
 
     Raises:
         EnvironmentProblem: no permission or no space; the old file is as it was and no temporary file is left.
@@ -38,6 +39,7 @@ def replace_file(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        _keep_group(temporary, target)
         temporary.chmod(_mode_for(target))
         temporary.replace(target)
         _sync_folder(target.parent)
@@ -45,6 +47,19 @@ def replace_file(path: Path, content: bytes) -> None:
         raise _cannot_write(target, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Removes temporary files that killed writers left; only for who holds the lock that every writer there takes.
+
+    Args:
+        folder: where.
+        name: of the file that was being written; `*` for all.
+    """
+    for path in folder.glob(f".{name}.????????.tmp"):
+        # Another user's, say: it does no harm but take room.
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def read_json(path: Path, mend: str) -> Any:
@@ -98,14 +113,24 @@ def locked(path: Path, *, timeout: float, busy: str) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    file = path.with_name(f".{path.name}.lock")
+    mode = _lock_mode(file.parent)
+    lock = FileLock(file, mode=mode)
     try:
         lock.acquire(timeout=timeout)
     except Timeout as error:
         raise EnvironmentProblem(busy) from error
     except OSError as error:
+        if file.exists() and not os.access(file, os.W_OK):
+            raise EnvironmentProblem(
+                f"{file} is not writable for you: ask its owner to run chmod {mode:o} on it, or to remove it while "
+                f"nobody writes there"
+            ) from error
         raise _cannot_write(path, error) from error
     try:
+        # A lock that was left by who did not share it.
+        if hasattr(os, "getuid") and file.exists() and file.stat().st_uid == os.getuid():
+            file.chmod(mode)
         yield
     finally:
         lock.release()
@@ -118,6 +143,25 @@ def _mode_for(target: Path) -> int:
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
+
+
+def _lock_mode(folder: Path) -> int:
+    """Whoever may add files to the folder may take the lock; it has no content to protect."""
+    try:
+        shared = stat.S_IMODE(folder.stat().st_mode)
+    except OSError:
+        return 0o600
+    return 0o600 | (0o060 if shared & stat.S_IWGRP else 0) | (0o006 if shared & stat.S_IWOTH else 0)
+
+
+def _keep_group(temporary: Path, target: Path) -> None:
+    """The group of the file to be replaced, where the system has groups and lets us."""
+    if not hasattr(os, "chown") or not target.exists():
+        return
+    group = target.stat().st_gid
+    if temporary.stat().st_gid != group:
+        with contextlib.suppress(PermissionError):
+            os.chown(temporary, -1, group)
 
 
 def _sync_folder(folder: Path) -> None:

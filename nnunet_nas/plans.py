@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_nas import __version__
-from nnunet_nas.environment import dataset_number
-from nnunet_nas.errors import DataProblem, UsageError
-from nnunet_nas.files import locked, read_json, replace_file
+from nnunet_nas.environment import dataset_number, folder_from_environment
+from nnunet_nas.errors import DataProblem, EnvironmentProblem, UsageError
+from nnunet_nas.files import locked, read_json, remove_leftovers, replace_file
 from nnunet_nas.methods import METHODS
 from nnunet_nas.settings import overrides
 
@@ -199,7 +199,9 @@ class Plans:
         """
         busy = f"another process has been writing {path} for {_LOCK_SECONDS:.0f} s: run the same command again"
         # Where a link points to: whoever writes through the link and through the file must meet at the same lock.
-        with locked(Path(os.path.realpath(path)), timeout=_LOCK_SECONDS, busy=busy):
+        target = Path(os.path.realpath(path))
+        with locked(target, timeout=_LOCK_SECONDS, busy=busy):
+            remove_leftovers(target.parent, target.name)
             plans = cls._starting_from(path, source)
             before = _canonical(plans.content) if path.exists() else None
             yield plans
@@ -323,6 +325,7 @@ class Plans:
         output: str | None = None,
         overwrite: bool = False,
         renew_records: bool = False,
+        otherwise: str | None = None,
     ) -> list[str]:
         """Adds configurations to the file, or to a separate one, all of them or none.
 
@@ -337,6 +340,7 @@ class Plans:
             overwrite: replace configurations of the same name with other content.
             renew_records: a configuration of the same content that was not trained yet gets the new provenance if that
                 says something else, beside its time.
+            otherwise: what to do if this is refused; None: what the options of our commands offer.
 
         Returns:
             names of the configurations that were written; empty if all were there already.
@@ -346,7 +350,7 @@ class Plans:
             EnvironmentProblem: no permission, no space, or another process keeps the lock. The file is as it was.
         """
         with Plans.edited(self.beside(output), self.path) as plans:
-            return plans._extend(derived, overwrite=overwrite, renew_records=renew_records)
+            return plans._extend(derived, overwrite=overwrite, renew_records=renew_records, otherwise=otherwise)
 
     def check(
         self, derived: Sequence[DerivedConfiguration], *, output: str | None = None, overwrite: bool = False
@@ -396,7 +400,12 @@ class Plans:
             del entry["nas_settings"]
 
     def _extend(
-        self, derived: Sequence[DerivedConfiguration], *, overwrite: bool, renew_records: bool = False
+        self,
+        derived: Sequence[DerivedConfiguration],
+        *,
+        overwrite: bool,
+        renew_records: bool = False,
+        otherwise: str | None = None,
     ) -> list[str]:
         """Adds to the content; names of the configurations that were not there."""
         if self.name != self.path.stem:
@@ -409,11 +418,17 @@ class Plans:
             if self.digest(item.base) != item.provenance.base_digest:
                 raise DataProblem(
                     f"configuration {item.base} in {self.path} is not the one that was searched on (planned again "
-                    f"meanwhile?): run the search again, or write a separate plans file with -o NAME"
+                    f"meanwhile?): {otherwise or 'run the search again, or write a separate plans file with -o NAME'}"
                 )
-        return [item.name for item in derived if self._insert(item, overwrite=overwrite, renew_records=renew_records)]
+        return [
+            item.name
+            for item in derived
+            if self._insert(item, overwrite=overwrite, renew_records=renew_records, otherwise=otherwise)
+        ]
 
-    def _insert(self, item: DerivedConfiguration, *, overwrite: bool, renew_records: bool) -> bool:
+    def _insert(
+        self, item: DerivedConfiguration, *, overwrite: bool, renew_records: bool, otherwise: str | None
+    ) -> bool:
         """Puts one configuration into the content; False if it is there already."""
         entry, existing = item.entry(), self.configurations.get(item.name)
         if existing is not None:
@@ -422,7 +437,7 @@ class Plans:
                 if renew_records:
                     self._renew_record(item.name, entry["nas"])
                 return False
-            self._require_replaceable(item.name, overwrite=overwrite)
+            self._require_replaceable(item.name, overwrite=overwrite, otherwise=otherwise)
             if "nas_settings" in existing:
                 entry["nas_settings"] = existing["nas_settings"]
         self.configurations[item.name] = entry
@@ -434,12 +449,12 @@ class Plans:
         if {**known, "created": None} != {**record, "created": None} and not self._trained_models(name):
             self.configurations[name]["nas"] = record
 
-    def _require_replaceable(self, name: str, *, overwrite: bool) -> None:
+    def _require_replaceable(self, name: str, *, overwrite: bool, otherwise: str | None) -> None:
         if not overwrite:
             raise DataProblem(
                 f"configuration {name} exists in {self.path} and is not what would be written "
                 f"({self.staleness(name) or 'it has other content'}): "
-                f"--overwrite replaces it, -o NAME writes a separate plans file"
+                f"{otherwise or '--overwrite replaces it, -o NAME writes a separate plans file'}"
             )
         trained = self._trained_models(name)
         if trained:
@@ -449,13 +464,23 @@ class Plans:
             )
 
     def _trained_models(self, name: str) -> list[Path]:
-        """nnU-Net's results folders of a configuration, `TRAINER__PLANS__CONFIGURATION`."""
-        results = os.environ.get("nnUNet_results")
-        if not results or "dataset_name" not in self.content:
-            return []
+        """nnU-Net's results folders of a configuration, `TRAINER__PLANS__CONFIGURATION`.
+
+        Raises:
+            EnvironmentProblem: it cannot be known whether there are any.
+        """
         suffix = f"__{self.name}__{name}"
-        folder = Path(results) / self.dataset_name
-        return sorted(entry for entry in folder.iterdir() if entry.name.endswith(suffix)) if folder.is_dir() else []
+        dataset = str(self.content.get("dataset_name", self.path.parent.name))
+        folder = folder_from_environment("nnUNet_results") / dataset
+        try:
+            return sorted(entry for entry in folder.iterdir() if entry.name.endswith(suffix))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"cannot list {folder} ({error.strerror}), so {name} may have been trained and is not replaced: make "
+                f"it readable for you"
+            ) from error
 
 
 def _way_out(path: Path) -> str:

@@ -28,7 +28,7 @@ from nnunet_nas.files import read_json
 from nnunet_nas.histories import HISTORY
 from nnunet_nas.methods import METHODS, result_trainer
 from nnunet_nas.plans import DerivedConfiguration, Plans, Provenance
-from nnunet_nas.randomness import restore_random_states, seed_everything
+from nnunet_nas.randomness import seed_everything
 from nnunet_nas.search_state import ResumableTrainer
 from nnunet_nas.settings import read_settings
 
@@ -53,6 +53,7 @@ class SearchTrainer(ResumableTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ) -> None:
         with exit_with_one_line():
+            self.goes_on = bool(plans.get("continue_training"))
             resolved = Plans(plans).resolve(configuration)
             self.settings = read_settings(self.settings_class, resolved)
             if resolved.get("previous_stage"):
@@ -131,6 +132,10 @@ class SearchTrainer(ResumableTrainer):
         suffix = METHODS[self.settings.method].suffix
         return f"{self.configuration_name}{suffix}{self.settings.suffix}{fold}"
 
+    def result_names(self) -> list[str]:
+        """Names of all of them."""
+        return [self.result_name()]
+
     def next_steps(self) -> list[str]:
         """The commands that train the result and predict with it."""
         return commands.train_and_predict(
@@ -201,7 +206,7 @@ class SearchTrainer(ResumableTrainer):
 
     def run_training(self) -> None:
         """The search: epochs until it is over, then its result goes into the plans."""
-        with exit_with_one_line():
+        with exit_with_one_line(), self.alone():
             if self.resumed_from is None:
                 self._require_untouched()
             if self.resumed_from is None or not self.finished:
@@ -223,13 +228,11 @@ class SearchTrainer(ResumableTrainer):
             self.on_epoch_end()
 
     def _start_random_numbers(self) -> None:
-        """Different ones in every process. Only the first one's are kept, which the others must not repeat."""
+        """Different ones in every process."""
         if self.resumed_from is None:
             seed_everything(self.settings.seed + self.local_rank)
-        elif self.local_rank == 0:
-            restore_random_states(self.resumed_from["random"])
         else:
-            seed_everything(self.settings.seed + self.local_rank + 1000 * self.current_epoch)
+            self.resume_random_numbers(self.resumed_from["random"])
 
     def _training_batches(self) -> Any:
         return (next(self.dataloader_train) for _ in range(self.num_iterations_per_epoch))
@@ -322,6 +325,9 @@ class SearchTrainer(ResumableTrainer):
         final = Path(self.output_folder) / "checkpoint_final.pth"
         self.save_checkpoint(str(final))
         if self.local_rank == 0:
+            if not self.disable_checkpointing:
+                # A kill between the last checkpoint and the history's file leaves that one epoch short.
+                self.history.save(Path(self.output_folder) / HISTORY)
             self._add_results()
             if not self.disable_checkpointing:
                 if self._drawn_epochs < self.current_epoch:
@@ -337,12 +343,24 @@ class SearchTrainer(ResumableTrainer):
 
     def _add_results(self) -> None:
         derived = self.results()
-        added = self.plans.add(derived)
+        added = self.plans.add(derived, otherwise=self._otherwise())
         self._added = True
         names = ", ".join(item.name for item in derived)
         self.print_to_log_file(f"{'Added to' if added else 'Already in'} {self.plans.path}: {names}")
         for command in self.next_steps():
             self.print_to_log_file("next:", command, add_timestamp=False)
+
+    def _otherwise(self) -> str:
+        """What to do if the result cannot be added; the finished search is kept."""
+        again = commands.train(
+            self.plans.number,
+            self.configuration_name,
+            self.fold,
+            plans=self.plans.name,
+            trainer=type(self).__name__,
+            switch="--c",
+        )
+        return f"the search is kept; rename what is in the way in the plans, or restore them, then run {again}"
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Nothing: a search has no model to validate."""
@@ -361,11 +379,12 @@ class SearchTrainer(ResumableTrainer):
                     f"{self.output_folder} holds a search already: add --c to go on with it, or move that folder away "
                     f"to search anew"
                 )
-        name = self.result_name()
-        if name in self.plans.configurations:
+        # The plans as they are by now: nnU-Net read them when the trainer was made.
+        taken = [name for name in self.result_names() if name in Plans.read(self.plans.path).configurations]
+        if taken:
             raise DataProblem(
-                f"configuration {name} is in the plans already: set another suffix ({self.set_search('suffix=_b')}), "
-                f"or remove it there"
+                f"configuration {taken[0]} is in the plans already: set another suffix "
+                f"({self.set_search('suffix=_b')}), or remove it there"
             )
 
     def _log_what_is_seen(self) -> None:

@@ -6,7 +6,6 @@ A checkpoint holds tensors, numbers and text only, so that torch reads it withou
 from __future__ import annotations
 
 import json
-import pickle
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,16 @@ from typing import Any
 import torch
 
 from nnunet_nas import commands
+from nnunet_nas.checkpoints import read_checkpoint
 from nnunet_nas.errors import DataProblem, exit_with_one_line
 from nnunet_nas.histories import History
 from nnunet_nas.randomness import random_states
 from nnunet_nas.trainer import ConfiguredTrainer
 
 _LAYOUT = 1
+_KEYS = (
+    "layout", "trainer_name", "base_digest", "settings", "current_epoch", "logging", "grad_scaler", "random", "search",
+)  # fmt: skip
 
 
 class ResumableTrainer(ConfiguredTrainer):
@@ -67,9 +70,11 @@ class ResumableTrainer(ConfiguredTrainer):
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """Restores a search exactly (nnU-Net calls it for `--c` and `--val`)."""
         with exit_with_one_line():
+            if self.goes_on:
+                self.claim_folder()  # before the state is read that a running search is about to replace
             state = filename_or_checkpoint
             if isinstance(state, str):
-                state = _read_state(Path(state))
+                state = read_checkpoint(Path(state), "move it away to start the search anew", _KEYS)
             self._require_same_search(state)
             if not self.was_initialized:
                 self.initialize()
@@ -94,7 +99,10 @@ class ResumableTrainer(ConfiguredTrainer):
                 f"configuration {self.configuration_name} has changed since the search in {folder} began: restore the "
                 f"plans, or move that folder away and search again"
             )
-        before, now = json.loads(state["settings"]), json.loads(json.dumps(vars(self.settings)))
+        # A setting that the version at the time did not have stood at what is its default now.
+        defaults = vars(type(self.settings)())
+        before = {**json.loads(json.dumps(defaults)), **json.loads(state["settings"])}
+        now = json.loads(json.dumps(vars(self.settings)))
         keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         changed = [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys]
         if changed:
@@ -112,13 +120,3 @@ class ResumableTrainer(ConfiguredTrainer):
             configuration=self.configuration_name,
             plans=self.plans.name,
         )
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise DataProblem(
-            f"{path} is not a checkpoint of a search ({type(error).__name__}): remove it to start the search anew"
-        ) from error
-    return state

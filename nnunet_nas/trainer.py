@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,16 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
 from torch._dynamo import OptimizedModule
 
+from nnunet_nas.architecture import require_trusted
+from nnunet_nas.checkpoints import read_checkpoint
 from nnunet_nas.commands import STOCK_TRAINER
-from nnunet_nas.files import replace_file
+from nnunet_nas.errors import DataProblem, exit_with_one_line
+from nnunet_nas.files import locked, remove_leftovers, replace_file
 from nnunet_nas.plans import Plans
+from nnunet_nas.randomness import random_states, restore_random_states, seed_everything
+
+# Beside what nnU-Net keeps, in the same file, so that no kill can part them; nnU-Net ignores it.
+_RANDOM = "nnunet_nas_random"
 
 
 def to_bytes(state: dict[str, Any]) -> bytes:
@@ -33,11 +42,49 @@ class ConfiguredTrainer(nnUNetTrainer, ABC):
     Attributes:
         settings: of the method.
         plans: that it was started with.
+        goes_on: whether it was started with `--c`.
     """
 
     settings: Any
     plans: Plans
+    goes_on: bool
     _inherits_mirroring = False
+    _claim: contextlib.ExitStack | None = None
+
+    def claim_folder(self) -> None:
+        """Keeps every other process out of the results folder, until `alone` or this process ends.
+
+        Raises:
+            EnvironmentProblem: another process works there.
+        """
+        if self.local_rank != 0 or self._claim is not None:
+            return
+        busy = (
+            f"another process trains in {self.output_folder}: wait until it has ended, or end it and run the same "
+            f"command with --c"
+        )
+        claim = contextlib.ExitStack()
+        claim.enter_context(locked(Path(self.output_folder) / "training", timeout=0, busy=busy))
+        remove_leftovers(Path(self.output_folder))
+        self._claim = claim
+
+    def resume_random_numbers(self, states: dict[str, Any]) -> None:
+        """Goes on with the first process's random numbers, which are kept; the others must not repeat them."""
+        if self.local_rank == 0:
+            restore_random_states(states)
+        else:
+            seed_everything(self.settings.seed + self.local_rank + 1000 * self.current_epoch)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """The only process that works in the results folder; raises as `claim_folder`."""
+        self.claim_folder()
+        try:
+            yield
+        finally:
+            if self._claim is not None:
+                self._claim.close()
+                self._claim = None
 
     def follow_settings(self) -> None:
         """Once nnU-Net's own constructor is through."""
@@ -79,7 +126,68 @@ class ConfiguredTrainer(nnUNetTrainer, ABC):
 
 
 class ModelTrainer(ConfiguredTrainer):
-    """Leaves ordinary models: the checkpoints name nnU-Net's own trainer, which predicts with what the plans name."""
+    """Leaves ordinary models: the checkpoints name nnU-Net's own trainer, which predicts with what the plans name.
+
+    One is kept after every epoch, with the random states, so that `--c` ends as an uninterrupted training would.
+    """
+
+    _random_states: dict[str, Any] | None = None
+
+    def follow_settings(self) -> None:
+        """As for all; nnU-Net keeps none on its own, for it does so before it knows whether the epoch was the best."""
+        super().follow_settings()
+        self.save_every = self.num_epochs + 1
+
+    def initialize(self) -> None:
+        """nnU-Net's, of networks that may be built; see `trust`."""
+        require_trusted(self.configuration_manager.configuration["architecture"])
+        super().initialize()
+
+    def run_training(self) -> None:
+        """nnU-Net's, by one process at a time."""
+        with exit_with_one_line(), self.alone():
+            super().run_training()
+
+    def on_epoch_start(self) -> None:
+        """nnU-Net's; a training that goes on has drawn random numbers for its preparations until here."""
+        if self._random_states is not None:
+            self.resume_random_numbers(self._random_states)
+            self._random_states = None
+        super().on_epoch_start()
+
+    def on_epoch_end(self) -> None:
+        """nnU-Net's, then everything is kept."""
+        super().on_epoch_end()
+        self.current_epoch -= 1  # `checkpoint` counts as nnU-Net does, which keeps an epoch before it is counted
+        self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
+        self.current_epoch += 1
+
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        """nnU-Net's, of a file that is read with care first (nnU-Net does not)."""
+        with exit_with_one_line():
+            if self.goes_on:
+                self.claim_folder()  # before the state is read that a running training is about to replace
+            content = filename_or_checkpoint
+            if isinstance(content, str):
+                mend = "move it away, or train anew without --c"
+                content = read_checkpoint(Path(content), mend, ["network_weights", "current_epoch", "logging"])
+            self._require_fitting(content["network_weights"])
+            self._random_states = content.get(_RANDOM)  # which checkpoints of older versions do not have
+        super().load_checkpoint(filename_or_checkpoint)
+
+    def _require_fitting(self, weights: dict[str, torch.Tensor]) -> None:
+        """Refuses to go on where the configuration's modules are others by now, before torch lists every tensor."""
+        if not self.was_initialized:
+            self.initialize()
+        own = {key: value.shape for key, value in self.unwrapped().state_dict().items()}
+        theirs = {key.removeprefix("module."): value.shape for key, value in weights.items()}
+        misfit = [key for key in {**own, **theirs} if own.get(key) != theirs.get(key)]
+        if misfit:
+            raise DataProblem(
+                f"the checkpoint in {self.output_folder} belongs to other modules than {self.configuration_name} has "
+                f"now ({len(misfit)} tensors differ, first {misfit[0]}): restore the configuration in the plans, or "
+                f"move that folder away and train again"
+            )
 
     def unwrapped(self) -> Any:
         """The network without the wrappers of compilation and of several GPUs."""
@@ -102,4 +210,5 @@ class ModelTrainer(ConfiguredTrainer):
             "init_args": self.my_init_kwargs,
             "trainer_name": STOCK_TRAINER,
             "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+            _RANDOM: random_states(),
         }

@@ -64,6 +64,76 @@ def test_an_existing_file_keeps_its_permissions(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o604
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files to any group")
+def test_an_existing_file_keeps_its_group(tmp_path):
+    path = tmp_path / "plans.json"
+    path.write_bytes(b"old")
+    path.chmod(0o664)
+    os.chown(path, -1, NOBODY)
+    replace_file(path, b"new")
+    assert path.stat().st_gid == NOBODY
+    assert stat.S_IMODE(path.stat().st_mode) == 0o664
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="permissions of POSIX")
+@pytest.mark.parametrize(("folder", "lock"), [(0o775, 0o660), (0o755, 0o600), (0o777, 0o666)])
+def test_whoever_may_write_into_the_folder_may_take_the_lock(tmp_path, folder, lock):
+    tmp_path.chmod(folder)
+    old = tmp_path / ".old.json.lock"
+    old.touch()
+    old.chmod(0o644)
+    before = os.umask(0o022)
+    try:
+        for name in ("new.json", "old.json"):
+            with locked(tmp_path / name, timeout=0, busy="busy"):
+                assert stat.S_IMODE((tmp_path / f".{name}.lock").stat().st_mode) == lock
+    finally:
+        os.umask(before)
+
+
+def test_a_lock_that_was_not_shared_names_its_file_and_the_mend(ordinary_folder):
+    lock = ordinary_folder / ".plans.json.lock"
+    lock.touch()
+    lock.chmod(0o444)
+    with (
+        pytest.raises(EnvironmentProblem, match=r"\.plans\.json\.lock is not writable for you: ask its owner"),
+        locked(ordinary_folder / "plans.json", timeout=0, busy="busy"),
+    ):
+        pytest.fail("the lock was taken")
+
+
+FORK = """
+import os, sys, time
+from pathlib import Path
+from nnunet_nas.files import locked
+with locked(Path(sys.argv[1]), timeout=0, busy="busy"):
+    if os.fork() == 0:
+        os.close(1)
+        time.sleep(60)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks")
+def test_workers_that_outlive_a_killed_process_do_not_keep_its_lock(tmp_path):
+    path = tmp_path / "training"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", FORK, path],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert holder.stdout.readline() == "held\n"
+        holder.kill()
+        holder.wait()
+        with locked(path, timeout=5, busy="the orphan has it"):
+            pass
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+        holder.stdin.close()
+        holder.stdout.close()
+
+
 def test_a_symbolic_link_stays_one_and_what_it_points_to_is_replaced(tmp_path):
     (tmp_path / "shared").mkdir()
     target, link = tmp_path / "shared" / "plans.json", tmp_path / "link.json"

@@ -435,6 +435,27 @@ def test_a_trained_configuration_is_never_replaced(plans_file, nnunet_folders):
     refused(plans_file, 16, 8, overwrite=True, match=f"2d_xtiny8 is not replaced because it was trained .*{folder}")
 
 
+def test_where_trained_models_cannot_be_looked_for_nothing_is_replaced(plans_file, nnunet_folders, monkeypatch):
+    edit(plans_file, clash)
+    before = plans_file.read_bytes()
+    monkeypatch.delenv("nnUNet_results")
+    with pytest.raises(EnvironmentProblem, match="nnUNet_results is not set"):
+        add(plans_file, 16, 8, overwrite=True)
+    monkeypatch.setenv("nnUNet_results", str(nnunet_folders / "unmounted"))
+    with pytest.raises(EnvironmentProblem, match="is not a folder"):
+        add(plans_file, 16, 8, overwrite=True)
+    assert plans_file.read_bytes() == before
+
+
+def test_what_killed_writers_left_is_removed_by_the_next_one(plans_file):
+    left, others = (plans_file.with_name(f".{name}.json.abcd1234.tmp") for name in ("nnUNetPlans", "otherPlans"))
+    left.write_bytes(b"half")
+    others.write_bytes(b"half")
+    add(plans_file, 8)
+    assert not left.exists()
+    assert others.exists()
+
+
 def test_training_something_else_is_no_obstacle(plans_file, nnunet_folders):
     edit(plans_file, clash)
     results = nnunet_folders / "nnUNet_results"

@@ -32,6 +32,7 @@ class nnUNetTrainerDistill(ModelTrainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ) -> None:
+        self.goes_on = bool(plans.get("continue_training"))
         with exit_with_one_line():
             self.settings = read_settings(DistillSettings, Plans(plans).resolve(configuration))
             Plans(plans).require_fresh(configuration)

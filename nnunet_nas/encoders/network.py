@@ -22,6 +22,7 @@ from dynamic_network_architectures.initialization.weight_init import InitWeights
 from torch import Tensor, nn
 
 from nnunet_nas.blocks import conv_feature_map_size
+from nnunet_nas.checkpoints import read_checkpoint
 from nnunet_nas.errors import DataProblem
 
 # Name in plans and on the command line: timm's name.
@@ -183,12 +184,12 @@ class TimmUNet(AbstractDynamicNetworkArchitectures):
         """
         if self.weights is None or not Path(self.weights).is_file():
             return
-        state = torch.load(self.weights, map_location="cpu", weights_only=True)
+        state = read_checkpoint(Path(self.weights), "give a state dictionary of timm's encoder")
         own = self.encoder.body.state_dict()
         fitting = {}
         for key, value in own.items():
             found = state.get(key, state.get(key.replace("features_", "features.", 1)))
-            if found is None:
+            if not isinstance(found, torch.Tensor):
                 raise DataProblem(f"{self.weights} has no {key}: give a state dictionary of timm's encoder")
             if found.shape != value.shape and found.dim() == 4 and found.shape[1] == 3:
                 found = found.mean(1, keepdim=True).expand_as(value) * 3 / value.shape[1]

@@ -248,6 +248,10 @@ class CellSearchTrainer(SearchTrainer):
         """The discrete cell at present."""
         return discretise(*self.network.continuous_cell())
 
+    def result_names(self) -> list[str]:
+        """With the cell alone, and added to the skip."""
+        return [self.result_name(), self.result_name() + RESIDUAL]
+
     def results(self) -> list[DerivedConfiguration]:
         """Writes the genotype and its drawing; two configurations: the paper's cell, and the cell added to the skip."""
         genotype = self.genotype()

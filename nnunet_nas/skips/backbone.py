@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nnunet_nas import commands
+from nnunet_nas.checkpoints import read_checkpoint
 from nnunet_nas.commands import STOCK_TRAINER
 from nnunet_nas.environment import dataset_number, folder_from_environment
 from nnunet_nas.errors import DataProblem
@@ -113,17 +114,12 @@ def load_checkpoint(address: BackboneAddress) -> Backbone:
             readable, or trained with plans that have changed since.
     """
     path, trainer = find_checkpoint(address)
-    try:
-        # As nnU-Net itself loads it: its checkpoints hold NumPy scalars and whole plans.
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-        weights = checkpoint["network_weights"]
-        trained = checkpoint["init_args"]
-    except Exception as error:
-        kind = type(error).__name__
-        raise DataProblem(
-            f"{path} is not a checkpoint of nnU-Net ({kind}): train it again: {address.train_command()}"
-        ) from error
-    _require_same_plans(path, trained, address)
+    again = f"train it again: {address.train_command()}"
+    checkpoint = read_checkpoint(path, again, ["network_weights", "init_args"])
+    weights = checkpoint["network_weights"]
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise DataProblem(f"{path} holds no weights of a network: {again}")
+    _require_same_plans(path, checkpoint["init_args"], address)
     mirroring = checkpoint.get("inference_allowed_mirroring_axes")
     weights = {key.removeprefix("module."): value for key, value in weights.items()}
     return Backbone(path, trainer, weights, None if mirroring is None else tuple(mirroring))
@@ -179,6 +175,8 @@ def _only(trained: Mapping[str, Path], address: BackboneAddress) -> str:
 
 
 def _require_same_plans(path: Path, trained: Any, address: BackboneAddress) -> None:
+    if not isinstance(trained, dict) or not isinstance(trained.get("plans"), dict):
+        raise DataProblem(f"{path} does not say what it was trained with: train it again: {address.train_command()}")
     name = trained.get("configuration")
     if name != address.configuration:
         raise DataProblem(f"{path} was trained for configuration {name}, not {address.configuration}")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from nnunet_nas import commands
+from nnunet_nas.checkpoints import read_checkpoint
 from nnunet_nas.environment import dataset_number, folder_from_environment
 from nnunet_nas.errors import DataProblem, exit_with_one_line
 from nnunet_nas.methods import METHODS, retrofitted
@@ -39,6 +40,7 @@ class nnUNetTrainerIACRetrofit(ModelTrainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ) -> None:
+        self.goes_on = bool(plans.get("continue_training"))
         with exit_with_one_line():
             self.settings = read_settings(IACRetrofitSettings, Plans(plans).resolve(configuration))
             self.record = _searched(Plans(plans), configuration)
@@ -162,27 +164,8 @@ class nnUNetTrainerIACRetrofit(ModelTrainer):
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """nnU-Net's; a training that goes on does not start from the backbone again."""
         self._resumed = True
-        with exit_with_one_line():
-            self._require_fitting(filename_or_checkpoint)
         super().load_checkpoint(filename_or_checkpoint)
         self.inherit_mirroring(self.inference_allowed_mirroring_axes)
-
-    def _require_fitting(self, checkpoint: dict[str, Any] | str) -> None:
-        """Refuses to go on where the configuration's cells are others by now, before torch lists every tensor."""
-        content: Any = checkpoint
-        if isinstance(checkpoint, str):
-            content = torch.load(checkpoint, map_location="cpu", weights_only=False)
-        if not self.was_initialized:
-            self.initialize()
-        own = {key: value.shape for key, value in self.unwrapped().state_dict().items()}
-        theirs = {key.removeprefix("module."): value.shape for key, value in content["network_weights"].items()}
-        misfit = [key for key in {**own, **theirs} if own.get(key) != theirs.get(key)]
-        if misfit:
-            raise DataProblem(
-                f"the checkpoint in {self.output_folder} belongs to other modules than {self.configuration_name} has "
-                f"now ({len(misfit)} tensors differ, first {misfit[0]}): restore the configuration in the plans, or "
-                f"move that folder away and train again"
-            )
 
 
 def _searched(plans: Plans, configuration: str) -> dict[str, Any]:
@@ -214,6 +197,6 @@ def _load_theta_0(network: SkipUNet, path: Path) -> None:
             f"with {_FRESH}"
         )
     try:
-        network.load_theta_0(torch.load(path, map_location="cpu", weights_only=True))
+        network.load_theta_0(read_checkpoint(path, f"restore it, or start from fresh weights with {_FRESH}"))
     except DataProblem as error:
         raise DataProblem(f"{path}: {error}") from error

@@ -6,7 +6,6 @@ backbone's own, so that a trained one can be loaded.
 
 from __future__ import annotations
 
-import pydoc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from nnunet_nas.blocks import conv_feature_map_size
 from nnunet_nas.errors import DataProblem
+from nnunet_nas.trust import locate_class
 
 SKIP_PREFIX = "decoder.skip_modules."
 # The decoder of dynamic_network_architectures registers the encoder a second time.
@@ -132,9 +132,7 @@ def build_backbone(backbone: str, input_channels: int, num_classes: int, **kwarg
     Raises:
         DataProblem: no such class, or a network without skip connections between an encoder and a decoder.
     """
-    network_class: Any = pydoc.locate(backbone)
-    if network_class is None:
-        raise DataProblem(f"backbone {backbone} cannot be imported: correct the configuration's arch_kwargs")
+    network_class: Any = locate_class(backbone, "arch_kwargs.backbone")
     network = network_class(input_channels=input_channels, num_classes=num_classes, **kwargs)
     require_skips(network, backbone)
     return network

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cell_searches import SHORT, make_backbone
+from cell_searches import SHORT, make_backbone, search_folder
 from searches import (
     kill_in,
     make_trainer,
@@ -245,6 +245,124 @@ def test_a_name_that_is_taken_is_noticed_before_the_search(searchable, capsys):
     text = refused(4, make_trainer(nnUNetTrainerIACLTHSearch, searchable).run_training, capsys)
     assert "2d_iaclth is in the plans already" in text
     assert "suffix" in text
+
+
+@NO_PICTURES
+def test_the_name_of_the_residual_cells_is_noticed_before_the_search(searchable, capsys):
+    content = read_plans(searchable)
+    content["configurations"]["2d_iaclth_residual"] = {"inherits_from": "2d"}
+    (searchable / "nnUNetPlans.json").write_text(json.dumps(content))
+    trainer = make_trainer(nnUNetTrainerIACLTHSearch, searchable)
+    text = refused(4, trainer.run_training, capsys)
+    assert "2d_iaclth_residual is in the plans already" in text
+    assert "suffix" in text
+    assert trainer.current_epoch == 0
+
+
+@NO_PICTURES
+def test_a_name_that_is_taken_meanwhile_is_refused_with_what_nnunetv2_train_can_do(searchable, capsys):
+    def take():
+        content = read_plans(searchable)
+        content["configurations"]["2d_iaclth"] = {"inherits_from": "2d"}
+        (searchable / "nnUNetPlans.json").write_text(json.dumps(content))
+
+    trainer = make_trainer(nnUNetTrainerIACLTHSearch, searchable)
+    trainer.on_train_start, start = lambda: (start(), take()), trainer.on_train_start
+    text = refused(4, trainer.run_training, capsys)
+    assert "nnUNetv2_train 11 2d 0 -tr nnUNetTrainerIACLTHSearch --c" in text
+    assert "--overwrite" not in text
+    assert " -o " not in text
+    content = read_plans(searchable)
+    content["configurations"]["mine"] = content["configurations"].pop("2d_iaclth")
+    (searchable / "nnUNetPlans.json").write_text(json.dumps(content))
+    search(nnUNetTrainerIACLTHSearch, searchable, resume=True)
+    assert "2d_iaclth" in read_plans(searchable)["configurations"]
+
+
+@NO_PICTURES
+def test_two_searches_at_once_do_not_mix(searchable, capsys):
+    first, seen = make_trainer(nnUNetTrainerIACLTHSearch, searchable), []
+
+    def start_another(start=first.on_train_start):
+        start()
+        seen.append(refused(3, make_trainer(nnUNetTrainerIACLTHSearch, searchable).run_training, capsys))
+
+    first.on_train_start = start_another
+    first.run_training()
+    assert "another process trains in" in seen[0]
+    assert str(first.output_folder) in seen[0]
+    genotype = json.loads((Path(first.output_folder) / "genotype.json").read_text())
+    architecture = read_plans(searchable)["configurations"]["2d_iaclth"]["architecture"]
+    assert architecture["arch_kwargs"]["cells"]["genotype"] == genotype
+
+
+@NO_PICTURES
+def test_a_search_that_runs_is_not_gone_on_with(searchable, capsys):
+    search(nnUNetTrainerIACLTHSearch, searchable, stop_before=1)
+    first, seen = make_trainer(nnUNetTrainerIACLTHSearch, searchable, resume=True), []
+    latest = str(Path(first.output_folder) / "checkpoint_latest.pth")
+    first.load_checkpoint(latest)
+    second = make_trainer(nnUNetTrainerIACLTHSearch, searchable, resume=True)
+    seen.append(refused(3, lambda: second.load_checkpoint(latest), capsys))
+    assert "another process trains in" in seen[0]
+    first.run_training()
+
+
+@NO_PICTURES
+def test_killed_between_the_last_checkpoint_and_the_history_its_last_epoch_is_not_lost(searchable, monkeypatch):
+    save = CellHistory.save
+
+    def killed(self, path):
+        if len(self) == SHORT["num_epochs"]:
+            raise KeyboardInterrupt
+        save(self, path)
+
+    trainer = make_trainer(nnUNetTrainerIACSearch, searchable)
+    with monkeypatch.context() as patch:
+        patch.setattr(CellHistory, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run_training()
+    again = search(nnUNetTrainerIACSearch, searchable, resume=True)
+    assert len(CellHistory.load(Path(again.output_folder) / "search_history.npz")) == SHORT["num_epochs"]
+
+
+@NO_PICTURES
+def test_what_killed_writers_left_is_removed_by_the_next_one(searchable):
+    search(nnUNetTrainerIACLTHSearch, searchable, stop_before=1)
+    left = search_folder(searchable) / ".checkpoint_latest.pth.abcd1234.tmp"
+    left.write_bytes(b"half a checkpoint")
+    search(nnUNetTrainerIACLTHSearch, searchable, resume=True)
+    assert not left.exists()
+
+
+@NO_PICTURES
+def test_a_setting_that_the_version_at_the_time_did_not_have_counts_as_its_default(searchable, capsys):
+    trainer = search(nnUNetTrainerIACLTHSearch, searchable, stop_before=1)
+    path = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    state = torch.load(path, weights_only=True)
+    before = json.loads(state["settings"])
+    del before["edge_nonlinearity"]
+    torch.save({**state, "settings": json.dumps(before)}, path)
+    make_trainer(nnUNetTrainerIACLTHSearch, searchable).load_checkpoint(str(path))
+    set_settings(searchable, "2d", "iac_lth", edge_nonlinearity="identity")
+    again = make_trainer(nnUNetTrainerIACLTHSearch, searchable)
+    assert "edge_nonlinearity: elu -> identity" in refused(4, lambda: again.load_checkpoint(str(path)), capsys)
+
+
+@NO_PICTURES
+@pytest.mark.parametrize("damage", ["empty", "cut", "foreign", "no key"])
+def test_a_damaged_checkpoint_is_one_line(searchable, damage, capsys):
+    trainer = search(nnUNetTrainerIACLTHSearch, searchable, stop_before=1)
+    path = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    content = path.read_bytes()
+    if damage == "no key":
+        state = torch.load(path, weights_only=True)
+        del state["random"]
+        torch.save(state, path)
+    else:
+        path.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "foreign": b"foreign"}[damage])
+    again = make_trainer(nnUNetTrainerIACLTHSearch, searchable)
+    assert str(path) in refused(4, lambda: again.load_checkpoint(str(path)), capsys)
 
 
 @SLOW

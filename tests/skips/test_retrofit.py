@@ -1,6 +1,8 @@
 """The retrofit: cells and published skip modules in a frozen backbone. Networks are tiny and untrained."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -206,3 +208,71 @@ def test_the_rate_is_lower_where_training_starts_at_the_backbone(searched):
     assert rates == [0.01, 0.002]
     set_settings(searched, "2d", "iac_retrofit", initial_lr=0.005)
     assert make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth_residual").initial_lr == 0.005
+
+
+@NO_PICTURES
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_killed_and_continued_it_ends_bit_for_bit_as_without(searched, epoch, tmp_path):
+    set_settings(searched, "2d", "iac_retrofit", num_epochs=4, num_iterations_per_epoch=2)
+    other = tmp_path / "untouched"
+    shutil.copytree(tmp_path / "nnUNet_results", other)
+    search(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth", stop_before=epoch)
+    again = search(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth", resume=True)
+    checkpoints = ("checkpoint_final.pth", "checkpoint_best.pth")
+    ours = [torch.load(Path(again.output_folder) / name, weights_only=False) for name in checkpoints]
+    shutil.rmtree(tmp_path / "nnUNet_results")
+    shutil.copytree(other, tmp_path / "nnUNet_results")
+    straight = search(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth")
+    for name, ended in zip(checkpoints, ours, strict=True):
+        theirs = torch.load(Path(straight.output_folder) / name, weights_only=False)
+        assert ended["current_epoch"] == theirs["current_epoch"]
+        assert ended["_best_ema"] == theirs["_best_ema"]
+        for key, value in theirs["network_weights"].items():
+            assert value.equal(ended["network_weights"][key]), (name, key)
+    assert not (Path(straight.output_folder) / "checkpoint_latest.pth").exists()
+
+
+@NO_PICTURES
+def test_two_retrofits_at_once_do_not_mix(searched, capsys):
+    first, seen = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth"), []
+
+    def start_another(start=first.on_train_start):
+        start()
+        second = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth")
+        seen.append(refused(3, second.run_training, capsys))
+
+    first.on_train_start = start_another
+    first.run_training()
+    assert "another process trains in" in seen[0]
+
+
+@NO_PICTURES
+@pytest.mark.parametrize("content", [b"", b"foreign"])
+def test_initial_weights_that_are_damaged_are_one_line(searched, content, capsys):
+    path = search_folder(searched) / "theta_0.pth"
+    path.write_bytes(content)
+    trainer = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth")
+    text = refused(4, trainer.on_train_start, capsys)
+    assert f"{path} is damaged or no file of torch" in text
+    assert "init=random" in text
+
+
+class Program:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@NO_PICTURES
+def test_a_backbone_from_a_stranger_runs_no_code(searched, tmp_path, capsys):
+    proof, path = tmp_path / "ran", tmp_path / "stranger.pth"
+    torch.save({"network_weights": {}, "init_args": Program(proof)}, path)
+    set_settings(searched, "2d", "iac_retrofit", backbone_checkpoint=str(path))
+    trainer = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth")
+    text = refused(4, trainer.on_train_start, capsys)
+    assert f"{path} was not opened, because that would run code of" in text
+    assert not proof.exists()
