@@ -275,6 +275,14 @@ def means_of(rows: list[dict[str, str]]) -> dict[str, float]:
     return {name: float(np.mean([float(row["dice"]) for row in rows if row["network"] == name])) for name in names}
 
 
+def sd_between_trainings(rows: list[dict[str, str]]) -> str:
+    """Of one network, pooled over those that were trained more than once: what one training cannot tell apart."""
+    names = dict.fromkeys(row["network"] for row in rows)
+    trained = [[float(row["dice"]) for row in rows if row["network"] == name] for name in names]
+    variances = [np.var(dice, ddof=1) for dice in trained if len(dice) > 1]
+    return f"{np.sqrt(np.mean(variances)):.4f}" if variances else ""
+
+
 def compare(args: argparse.Namespace) -> None:
     """Networks are the sample: what is resampled are searches and random answers, not cases."""
     table, rows, rng = [], rows_of(args.table), np.random.default_rng(0)
@@ -288,6 +296,7 @@ def compare(args: argparse.Namespace) -> None:
             trainings = sum(row["arm"] == arm for row in own)
             cells = [dataset, iterations, arm, str(len(values)), str(trainings), f"{values.mean():.4f}"]
             cells.append(f"{values.std(ddof=1):.4f}" if len(values) > 1 else "")
+            cells.append(sd_between_trainings([row for row in own if row["arm"] == arm]))
             random = arms.get(f"random as {arm}")
             table.append([*cells, "" if random is None else _difference(networks, random, rng)])
     names = [
@@ -298,7 +307,8 @@ def compare(args: argparse.Namespace) -> None:
         "trainings",
         "Dice",
         "sd",
-        "less random of its size, 95 % interval",
+        "sd of trainings",
+        "less random, 95 % interval",
     ]
     print(format_table(names, table))
 
