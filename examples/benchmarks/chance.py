@@ -61,6 +61,8 @@ SETTINGS = {
 }
 CELL_SETTINGS = {"num_iterations_per_epoch": 4, "num_val_iterations_per_epoch": 0, "augmentation": False}
 RESAMPLES = 4000
+# Of fewer there is no interval worth the name.
+FEWEST_SEARCHES = 3
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -320,6 +322,8 @@ def _difference(found: dict[str, float], random: dict[str, float], rng: np.rando
     if not values:
         return ""
     differences = [value - np.mean(group) for value, group in values]
+    if len(values) < FEWEST_SEARCHES:
+        return f"{np.mean(differences):+.4f}"
     drawn = [
         np.mean([values[i][0] - rng.choice(values[i][1], len(values[i][1])).mean() for i in picked])
         for picked in rng.integers(len(values), size=(RESAMPLES, len(values)))
