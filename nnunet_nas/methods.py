@@ -31,6 +31,7 @@ class Method:
         draw: draws that from a network's arguments into a file, under a title.
         history: schema of what its search records, see `histories`; None where nothing is recorded.
         dynamics: function from such a history to `Dynamics`; likewise.
+        averaged: function from several such histories and their names to `Dynamics`; None where there is none.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Method:
     draw: str | None = None
     history: str | None = None
     dynamics: str | None = None
+    averaged: str | None = None
 
     @property
     def trainer_name(self) -> str | None:
@@ -93,6 +95,7 @@ METHODS = {
             draw="nnunet_nas.iac.drawing.cell:draw_answer",
             history="nnunet_nas.iac.history:CellHistory",
             dynamics="nnunet_nas.iac.dynamics:dynamics",
+            averaged="nnunet_nas.iac.dynamics:averaged",
         ),
         Method(
             "iac_lth",
@@ -106,6 +109,7 @@ METHODS = {
             draw="nnunet_nas.iac.drawing.cell:draw_answer",
             history="nnunet_nas.iac.history:CellHistory",
             dynamics="nnunet_nas.iac.dynamics:dynamics",
+            averaged="nnunet_nas.iac.dynamics:averaged",
         ),
         Method(
             "iac_retrofit",

@@ -10,11 +10,16 @@ Our choices, where the paper is silent:
 - Masks have exactly k operations per edge, and ties go to the operation listed first, as in `discretise`.
 - Entries are counted without that help: an operation is in the top-k only if fewer than k others are at least as
   important. All are equal during warm-up, so that nothing has entered anything by then.
-- Pruned operations belong to no mask. An IAC-LTH search ends with one operation per edge, whatever k.
+- In similarities a pruned operation keeps the share that it had last, and those that are left divide the rest.
+  Otherwise they would show the pruning and not how importances move: uniform importances and one operation per edge
+  have a cosine of 0.38. Entries are counted among the operations that are left.
+- Several searches are averaged over the epochs that all of them have; what their cells have in common stands beside
+  what random cells have.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +31,7 @@ from numpy.typing import NDArray
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.iac.genotype import EDGES, INPUTS_PER_NODE, OPERATIONS, Genotype, discretise, edges_into
 from nnunet_nas.iac.history import CellHistory
+from nnunet_nas.iac.sampling import edge_jaccard, random_jaccard, same_operation
 from nnunet_nas.methods import Dynamics
 
 Floats = NDArray[np.float64]
@@ -76,6 +82,7 @@ class Analysis:
     Attributes:
         warmup_epochs: epochs that trained cell weights only.
         genotype: the cell to which the last epoch leads.
+        importance: continuous genotypes, (t, 98).
         cosine: similarity of the continuous genotypes of two epochs, (t, t).
         hamming: likewise of the masks `top_1`, `top_2`, `top_3` and of the discrete cells, `cell`.
         edges: all 14 candidate edges.
@@ -83,6 +90,7 @@ class Analysis:
 
     warmup_epochs: int
     genotype: Genotype
+    importance: Floats
     cosine: Floats
     hamming: dict[str, Floats]
     edges: tuple[EdgeDynamics, ...]
@@ -156,17 +164,37 @@ def analyse(history: CellHistory) -> Analysis:
     """
     if len(history) == 0:
         raise DataProblem("nothing to analyse: the search has not finished an epoch yet")
-    importance = importances(history.probabilities, history.weights)
+    shares = unpruned(history.probabilities, history.active)
+    importance = importances(shares, history.weights)
     genotype = discretise(history.probabilities[-1], history.weights[-1])
-    masks = {f"top_{k}": top_masks(history.probabilities, history.active, k) for k in TOP}
+    masks = {f"top_{k}": top_masks(shares, np.ones_like(history.active), k) for k in TOP}
     masks["cell"] = cell_masks(history.probabilities, history.weights)
     return Analysis(
         warmup_epochs=int(history.warmup.sum()),
         genotype=genotype,
+        importance=importance,
         cosine=cosine_similarity(importance),
         hamming={name: hamming_similarity(mask.reshape(len(history), -1)) for name, mask in masks.items()},
         edges=tuple(_edge_dynamics(history, row, genotype) for row in range(len(EDGES))),
     )
+
+
+def unpruned(probabilities: Floats, active: Mask) -> Floats:
+    """Shares of all operations, as if none had been pruned; see the module.
+
+    Args:
+        probabilities: of the operations, 0 where pruned, (t, 14, 7).
+        active: operations that were not pruned, (t, 14, 7).
+
+    Returns:
+        (t, 14, 7), sums over the last axis are 1.
+    """
+    shares = np.empty_like(probabilities)
+    last = np.zeros(probabilities.shape[1:])
+    for epoch, (values, left) in enumerate(zip(probabilities, active, strict=True)):
+        kept = np.where(left, 0.0, last)
+        last = shares[epoch] = np.where(left, values * (1 - kept.sum(axis=1, keepdims=True)), kept)
+    return shares
 
 
 def importances(probabilities: Floats, weights: Floats) -> Floats:
@@ -266,6 +294,99 @@ def settled_epoch(holds: Mask) -> int | None:
     if not holds[-1]:
         return None
     return len(holds) - int(np.argmin(holds[::-1])) if not holds.all() else 0
+
+
+def averaged(histories: Sequence[CellHistory], names: Sequence[str]) -> Dynamics:
+    """Several searches together, as the paper reports the seeds of one search (section 6.2).
+
+    Raises:
+        DataProblem: one of them has not finished an epoch.
+    """
+    from nnunet_nas.iac.drawing.dynamics import draw_averages
+
+    analyses = [analyse(history) for history in histories]
+    average = average_of(analyses)
+    medians = [analysis.medians() for analysis in analyses]
+    rows = [
+        [name, str(len(analysis)), *(_number(found[criterion]) for criterion in CRITERIA)]
+        for name, analysis, found in zip(names, analyses, medians, strict=True)
+    ]
+    rows.append(["mean", f"{np.mean(average.epochs):.1f}", *(_number(average.entries[name]) for name in CRITERIA)])
+    return Dynamics(
+        content={"searches": list(names), **average.to_json()},
+        headline=(
+            f"{len(names)} searches; every two cells share {average.jaccard:.2f} of their edges (random cells: "
+            f"{average.random_jaccard:.2f}), and have the same operation on {average.same_operation:.2f} of the shared "
+            f"ones (random: {1 / len(OPERATIONS):.2f}); median epoch of the kept edges' first entry:"
+        ),
+        header=["search", "epochs", *CRITERIA],
+        rows=rows,
+        words=1,
+        draw=partial(draw_averages, average),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Average:
+    """What several searches have in common.
+
+    Attributes:
+        epochs: of each of them.
+        to_final: `Analysis.to_final` over the epochs that all have, mean and standard deviation, (2, t) each.
+        entries: mean of the medians at which kept edges enter the criteria; None where one search has none.
+        genotypes: their cells.
+        jaccard: mean share of edges that two cells share, of those that either has.
+        same_operation: mean share of the shared edges with the same operation.
+        random_jaccard: the former, of random cells.
+    """
+
+    epochs: list[int]
+    to_final: dict[str, Floats]
+    entries: dict[str, float | None]
+    genotypes: list[Genotype]
+    jaccard: float
+    same_operation: float
+    random_jaccard: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        curves = {name: {"mean": both[0].tolist(), "sd": both[1].tolist()} for name, both in self.to_final.items()}
+        return {**vars(self), "to_final": curves, "genotypes": [cell.to_json() for cell in self.genotypes]}
+
+
+def average_of(analyses: Sequence[Analysis]) -> Average:
+    """Averages of two analyses at least."""
+    shortest = min(map(len, analyses))
+    curves = [analysis.to_final() for analysis in analyses]
+    to_final = {
+        name: np.stack([f(np.stack([curve[name][:shortest] for curve in curves]), axis=0) for f in (np.mean, _spread)])
+        for name in curves[0]
+    }
+    entries = {name: [analysis.medians()[name] for analysis in analyses] for name in CRITERIA}
+    pairs = list(itertools.combinations([analysis.genotype for analysis in analyses], 2))
+    return Average(
+        epochs=[len(analysis) for analysis in analyses],
+        to_final=to_final,
+        entries={name: _mean_of_known(values) for name, values in entries.items()},
+        genotypes=[analysis.genotype for analysis in analyses],
+        jaccard=float(np.mean([edge_jaccard(*pair) for pair in pairs])),
+        same_operation=float(np.mean([same_operation(*pair) for pair in pairs])),
+        random_jaccard=random_jaccard(),
+    )
+
+
+def _spread(values: Floats, axis: int) -> Floats:
+    spread: Floats = np.std(values, axis=axis, ddof=1)
+    return spread
+
+
+def _mean_of_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def _edge_dynamics(history: CellHistory, row: int, genotype: Genotype) -> EdgeDynamics:

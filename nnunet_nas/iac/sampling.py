@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from nnunet_nas.iac.genotype import INPUT_NODES, INPUTS_PER_NODE, NODES, OPERATIONS, Edge, Genotype
@@ -20,6 +22,23 @@ def edge_jaccard(first: Genotype, second: Genotype) -> float:
     """Edges in both over edges in either; the two edges into node 2 are in every cell."""
     rows = {edge.row for edge in first.edges}, {edge.row for edge in second.edges}
     return len(rows[0] & rows[1]) / len(rows[0] | rows[1])
+
+
+def random_jaccard() -> float:
+    """What `edge_jaccard` of two random cells is on average, exactly.
+
+    Into a node with n sources two random pairs have 0, 1 or 2 edges in common with hypergeometric probabilities.
+    """
+    common = np.ones(1)
+    for sources in range(INPUT_NODES, NODES):
+        ways = [
+            math.comb(INPUTS_PER_NODE, shared) * math.comb(sources - INPUTS_PER_NODE, INPUTS_PER_NODE - shared)
+            for shared in range(INPUTS_PER_NODE + 1)
+        ]
+        common = np.convolve(common, np.array(ways) / math.comb(sources, INPUTS_PER_NODE))
+    edges = INPUTS_PER_NODE * (NODES - INPUT_NODES)
+    shared = np.arange(edges + 1)
+    return float((common * shared / (2 * edges - shared)).sum())
 
 
 def same_operation(first: Genotype, second: Genotype) -> float:

@@ -108,6 +108,24 @@ def test_a_cell_search_as_table_and_json(cell_search, capsys, tmp_path):
     assert (tmp_path / "pictures" / "dynamics.png").stat().st_size > 10_000
 
 
+def test_several_cell_searches_are_averaged(cell_search, capsys, tmp_path):
+    folders = [str(cell_search), str(cell_search)]
+    assert main(["dynamics", *folders, "-o", str(tmp_path / "pictures")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("2 searches; every two cells share 1.00 of their edges (random cells: 0.48)")
+    assert [line.split()[0] for line in lines[3:]] == ["Trainer__Plans__2d/fold_0"] * 2 + ["mean"]
+    assert (tmp_path / "pictures" / "dynamics.png").stat().st_size > 10_000
+    assert main(["dynamics", *folders, "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["epochs"] == [2, 2]
+    assert content["to_final"]["cosine"]["mean"] == pytest.approx([1, 1])
+
+
+def test_topologies_are_not_averaged(topology_search, capsys):
+    assert main(["dynamics", str(topology_search), str(topology_search)]) == 2
+    assert "give one folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [

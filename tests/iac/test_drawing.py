@@ -232,3 +232,9 @@ print(sorted({"matplotlib.pyplot", "torch"} & set(sys.modules)))
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_the_dynamics_show_every_trajectory_and_the_five_matrices():
+    figure = dynamics_figure(analyse(search(40)), "")
+    assert sum(line.get_gid() == "path" for axes in figure.axes for line in axes.get_lines()) == 98
+    assert sum(bool(axes.images) for axes in figure.axes) == 5

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.iac.dynamics import (
     analyse,
+    average_of,
     cell_masks,
     cosine_similarity,
     first_epoch,
@@ -18,6 +19,7 @@ from nnunet_nas.iac.dynamics import (
     ranks,
     settled_epoch,
     top_masks,
+    unpruned,
 )
 from nnunet_nas.iac.genotype import EDGES, NODES, OPERATIONS, discretise
 from nnunet_nas.iac.history import CellHistory
@@ -253,3 +255,37 @@ def test_masks_hold_k_operations_or_all_that_are_left(history, k):
     masks = top_masks(history.probabilities, history.active, k)
     assert (masks.sum(axis=-1) == np.minimum(k, history.active.sum(axis=-1))).all()
     assert (masks <= top_masks(history.probabilities, history.active, k + 1)).all()
+
+
+def test_pruning_alone_is_no_change_of_importance():
+    # Uniform importances, of which one more operation is dropped per epoch until one is left.
+    active = np.stack([np.tile(np.arange(7) < 7 - epoch, (14, 1)) for epoch in range(7)])
+    shares = active / active.sum(axis=-1, keepdims=True)
+    analysis = analyse(record(shares, active=active))
+    np.testing.assert_allclose(unpruned(shares, active), 1 / 7)
+    np.testing.assert_allclose(analysis.cosine, 1)
+    # As recorded, the first and the last epoch are as far apart as a uniform share and a single one.
+    mirrored = cosine_similarity(importances(shares, np.tile(UNIFORM, (7, 1))))
+    assert mirrored[0, -1] == pytest.approx(7**-0.5)
+
+
+def test_a_pruned_operation_keeps_its_share():
+    active = np.ones((2, 14, 7), bool)
+    active[1, :, 3:] = False
+    shares = np.stack([np.tile(FALLING, (14, 1)), np.tile([0.5, 0.25, 0.25, 0, 0, 0, 0], (14, 1))])
+    # Four sixteenths are dropped, twelve are left to divide.
+    assert unpruned(shares, active)[1, 0] == pytest.approx([6 / 16, 3 / 16, 3 / 16, 1 / 16, 1 / 16, 1 / 16, 1 / 16])
+
+
+def test_averages_of_several_searches_by_hand():
+    first = analyse(record([with_leader(0), with_leader(0)]))
+    second = analyse(record([with_leader(1), with_leader(0), with_leader(1)]))
+    average = average_of([first, second])
+    assert average.epochs == [2, 3]
+    # Top-1 to the last epoch: 1, 1 and 1, 5/7, (1).
+    mean, spread = average.to_final["top_1"]
+    assert mean.tolist() == pytest.approx([1, 6 / 7])
+    assert spread.tolist() == pytest.approx([0, (2 / 7) / 2**0.5])
+    # The same edges by the same weights, identity in one and max_pool_3 in the other.
+    assert (average.jaccard, average.same_operation) == (1, 0)
+    json.dumps(average.to_json(), allow_nan=False)

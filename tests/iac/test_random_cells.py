@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import chisquare
 
 from nnunet_nas.iac.genotype import EDGES, OPERATIONS, Genotype
-from nnunet_nas.iac.sampling import edge_jaccard, random_genotype, same_operation
+from nnunet_nas.iac.sampling import edge_jaccard, random_genotype, random_jaccard, same_operation
 
 
 def test_all_edges_and_operations_are_equally_probable():
@@ -33,3 +33,10 @@ def test_agreement_of_random_cells_is_what_the_space_says():
     assert shared == pytest.approx(2 + 4 / 3 + 1 + 4 / 5, abs=0.1)
     assert np.mean([same_operation(*pair) for pair in pairs]) == pytest.approx(1 / 7, abs=0.02)
     assert edge_jaccard(cells[0], cells[0]) == same_operation(cells[0], cells[0]) == 1
+
+
+def test_what_random_cells_have_in_common_is_known_exactly():
+    rng = np.random.default_rng(1)
+    drawn = [edge_jaccard(random_genotype(rng), random_genotype(rng)) for _ in range(3000)]
+    assert np.mean(drawn) == pytest.approx(random_jaccard(), abs=4 * np.std(drawn) / 3000**0.5)
+    assert random_jaccard() == pytest.approx(0.48419, abs=1e-5)

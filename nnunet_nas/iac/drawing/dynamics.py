@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nnunet_nas.figures import BLUE, GREEN, PURPLE, RED, new_figure, shade_warmup, whole_epochs, write_figure
-from nnunet_nas.iac.drawing.style import name_operation
-from nnunet_nas.iac.dynamics import CRITERIA, Analysis
-from nnunet_nas.iac.genotype import EDGES
+from nnunet_nas.iac.drawing.style import COLOURS, name_operation
+from nnunet_nas.iac.dynamics import CRITERIA, Analysis, Average
+from nnunet_nas.iac.genotype import EDGES, OPERATIONS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Floats = NDArray[np.float64]
 
 _CURVES = {
     "cosine": ("continuous (cosine)", "black", "-"),
@@ -21,6 +26,8 @@ _CURVES = {
     "top_1": ("top-1 (Hamming)", RED, "--"),
     "cell": ("discrete cell (Hamming)", PURPLE, (0, (6, 1, 1, 1, 1, 1))),
 }
+# Rows of Figure 4: how two epochs are compared.
+_MATRICES = {"cosine": "full (cosine)", "top_1": "top-1", "top_2": "top-2", "top_3": "top-3", "cell": "discrete cell"}
 _MARKS = {
     "top_3": ("in the top-3 of its edge", BLUE, "o"),
     "top_2": ("in the top-2", GREEN, "s"),
@@ -35,16 +42,34 @@ def draw_dynamics(analysis: Analysis, path: Path, title: str) -> None:
 
 
 def dynamics_figure(analysis: Analysis, title: str) -> Figure:
-    """Similarity to the final cell, cosine similarity between epochs, and when each edge found its operation."""
-    figure = new_figure(9, 9.8)
-    grid = figure.add_gridspec(
-        2, 2, left=0.08, right=0.9, top=0.925, bottom=0.06, height_ratios=[1, 1.35], hspace=0.55, wspace=0.24
+    """Similarity to the final cell, importances, similarities between epochs, and when edges found their operations."""
+    figure = new_figure(9, 13.0)
+    outer = figure.add_gridspec(
+        3, 1, left=0.08, right=0.9, top=0.945, bottom=0.045, height_ratios=[1, 0.55, 1.5], hspace=0.42
     )
-    figure.suptitle(title, fontsize=12, y=0.985, va="top")
-    _draw_similarity(figure.add_subplot(grid[0, 0]), analysis)
-    _draw_matrix(figure.add_subplot(grid[0, 1]), analysis)
-    _draw_entries(figure.add_subplot(grid[1, :]), analysis)
+    upper, middle = outer[0].subgridspec(1, 2, wspace=0.24), outer[1].subgridspec(1, len(_MATRICES), wspace=0.3)
+    figure.suptitle(title, fontsize=12, y=0.99, va="top")
+    _draw_similarity(figure.add_subplot(upper[0]), analysis)
+    _draw_importances(figure.add_subplot(upper[1]), analysis)
+    for column, (name, label) in enumerate(_MATRICES.items()):
+        matrix = analysis.cosine if name == "cosine" else analysis.hamming[name]
+        _draw_matrix(figure.add_subplot(middle[column]), matrix, label)
+    _draw_entries(figure.add_subplot(outer[2]), analysis)
     return figure
+
+
+def draw_averages(average: Average, path: Path, title: str) -> None:
+    """Similarity to each search's last epoch, mean and standard deviation, at 150 dots per inch."""
+    figure = new_figure(9, 4.6)
+    axes = figure.add_axes((0.08, 0.24, 0.88, 0.64))
+    figure.suptitle(title, fontsize=12, y=0.98, va="top")
+    for name, (mean, spread) in average.to_final.items():
+        label, colour, style = _CURVES[name]
+        axes.plot(mean, label=label, color=colour, linestyle=style, linewidth=1.4)
+        axes.fill_between(np.arange(len(mean)), mean - spread, mean + spread, color=colour, alpha=0.12, linewidth=0)
+    _finish_similarity(axes, len(mean))
+    axes.set_ylim(top=1.02)
+    write_figure(figure, path, dpi=150)
 
 
 def _draw_similarity(axes: Axes, analysis: Analysis) -> None:
@@ -54,30 +79,47 @@ def _draw_similarity(axes: Axes, analysis: Analysis) -> None:
             values, label=label, color=colour, linestyle=style, linewidth=1.4, marker="." if len(analysis) < 2 else ""
         )
     shade_warmup(axes, analysis.warmup_epochs)
-    axes.set_xlim(-0.5, len(analysis) - 0.5)
+    _finish_similarity(axes, len(analysis))
+
+
+def _finish_similarity(axes: Axes, epochs: int) -> None:
+    axes.set_xlim(-0.5, epochs - 0.5)
     axes.set_title("similarity to the last epoch", fontsize=10)
     axes.set_xlabel("epoch")
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.48, -0.13), ncols=2, frameon=False)
     _plain(axes)
 
 
-def _draw_matrix(axes: Axes, analysis: Analysis) -> None:
-    picture = axes.imshow(
-        analysis.cosine,
-        cmap="cividis",
-        interpolation="nearest",
-        origin="lower",
-        vmax=1,
-        vmin=min(float(analysis.cosine.min()), 0.999),
-    )
-    axes.set_title("cosine similarity between epochs", fontsize=10)
+def _draw_importances(axes: Axes, analysis: Analysis) -> None:
+    """Every operation of every edge (Figure 3); those of the final cell in the colours of their families."""
+    final = {edge.row * len(OPERATIONS) + OPERATIONS.index(edge.operation) for edge in analysis.genotype.edges}
+    marker = "." if len(analysis) < 2 else ""
+    for column, values in enumerate(analysis.importance.T):
+        chosen = column in final
+        colour = COLOURS[OPERATIONS[column % len(OPERATIONS)]] if chosen else "0.8"
+        axes.plot(
+            values, color=colour, linewidth=1.4 if chosen else 0.5, marker=marker, zorder=3 if chosen else 2, gid="path"
+        )
+    shade_warmup(axes, analysis.warmup_epochs)
+    axes.set_xlim(-0.5, len(analysis) - 0.5)
+    axes.set_ylim(bottom=0)
+    axes.set_title("importance of every operation (coloured: in the final cell)", fontsize=9)
     axes.set_xlabel("epoch")
-    axes.set_ylabel("epoch")
-    axes.tick_params(labelsize=8)
-    bar = axes.figure.colorbar(picture, ax=axes, fraction=0.046, pad=0.03)
-    bar.ax.tick_params(labelsize=8)
-    whole_epochs(axes)
-    axes.set_yticks([tick for tick in axes.get_xticks() if -0.5 <= tick <= len(analysis) - 0.5])
+    _plain(axes)
+
+
+def _draw_matrix(axes: Axes, matrix: Floats, label: str) -> None:
+    """Similarities between epochs (Figure 4)."""
+    lowest = min(float(matrix.min()), 0.999)
+    picture = axes.imshow(matrix, cmap="cividis", interpolation="nearest", origin="lower", vmax=1, vmin=lowest)
+    axes.set_title(label, fontsize=8)
+    axes.tick_params(labelsize=6)
+    bar = axes.figure.colorbar(picture, ax=axes, orientation="horizontal", fraction=0.06, pad=0.16)
+    bar.set_ticks([lowest, 1], labels=[f"{lowest:.3g}", "1"])
+    bar.ax.tick_params(labelsize=6)
+    last = len(matrix) - 1
+    axes.set_xticks(sorted({0, last}))
+    axes.set_yticks(sorted({0, last}))
 
 
 def _draw_entries(axes: Axes, analysis: Analysis) -> None:
