@@ -6,7 +6,7 @@ usage() {
     cat <<'USAGE'
 usage: examples/iac.sh DATASET CONFIGURATION FOLD [DEVICE] [BACKBONE_TRAINER]
 
-Backbone, IAC-LTH search, retrofit of the found cells (the paper's start and the residual one),
+Backbone, IAC-LTH search, retrofit of the found cells (the residual start and the paper's),
 prediction of imagesTs with all three, and a paired comparison where labelsTs has the labels.
 nnU-Net's three environment variables must be set, the data set preprocessed. Steps that are
 finished are left out. With the default settings the search alone takes up to 3 (2-D) or 8 days
@@ -46,12 +46,12 @@ train "$configuration" "$backbone"
 train "$configuration" nnUNetTrainerIACLTHSearch
 tag=; [ "$fold" = 0 ] || tag=_f$fold
 found=${configuration}_iaclth$tag
-for cells in "$found" "${found}_residual"; do
+for cells in "${found}_residual" "$found"; do
     train "$cells" nnUNetTrainerIACRetrofit
 done
 
 predict "$configuration" "$backbone"
-for cells in "$found" "${found}_residual"; do
+for cells in "${found}_residual" "$found"; do
     predict "$cells" nnUNetTrainerIACRetrofit
 done
 nnunet_nas compare -m "$out/$configuration" "$out/$found" "$out/${found}_residual" -o "$out/comparison"
