@@ -26,7 +26,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,7 +54,7 @@ STRIDES = [[1, 1, 1], [1, 2, 2], [1, 2, 2], [2, 2, 2]]
 KERNELS = [[1, 3, 3], [1, 3, 3], [3, 3, 3], [3, 3, 3]]
 PATCH = (8, 64, 64)
 SHAPE = (13, 90, 84)
-REPETITIONS = 3
+REPETITIONS = 2
 CASES = 8
 MANY = 60
 
@@ -229,6 +228,17 @@ def markdown(header: list[str], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
 
 
+# A child counts the memory of the process that starts it, which therefore must be small.
+LAUNCHER = """
+import os, sys, time
+start = time.perf_counter()
+child = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ)
+_, status, usage = os.wait4(child, 0)
+print(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
 @dataclass(frozen=True)
 class Run:
     """What one process took: seconds on the wall and of the CPU, MiB at its peak."""
@@ -240,16 +250,12 @@ class Run:
 
 def measure(command: list[str | Path], **variables: str) -> Run:
     """Runs a command to its end."""
-    start = time.perf_counter()
-    with tempfile.TemporaryFile() as output:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **variables}
-        process = subprocess.Popen(list(map(str, command)), stdout=output, stderr=output, env=environment)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            output.seek(0)
-            raise SystemExit(f"{command[0]} ended with {process.returncode}:\n{output.read().decode()[-2000:]}")
-    return Run(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **variables}
+    launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER, *map(str, command)]
+    done = subprocess.run(launcher, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{command[0]} failed:\n{done.stderr[-2000:]}")
+    return Run(*map(float, done.stdout.splitlines()[-1].split()))
 
 
 def least(runs: list[Run], what: str) -> float:
@@ -271,9 +277,11 @@ class Pair:
 
     def nnunet(self, images: Path, output: Path) -> Run:
         """nnU-Net's own program, in one process."""
-        program = Path(sys.executable).with_name("nnUNetv2_predict_from_modelfolder")
+        program = Path(sys.executable).with_name("nnUNetv2_predict")
+        dataset, configuration = self.model.parent, self.model.name.rpartition("__")[2]
         options = ("-f", "0", "-device", "cpu", "-npp", "0", "-nps", "0", "--disable_progress_bar")
-        return measure([program, "-i", images, "-o", output, "-m", self.model, *options])
+        command = [program, "-i", images, "-o", output, "-d", dataset.name, "-c", configuration, *options]
+        return measure(command, nnUNet_results=str(dataset.parent))
 
     def ours(self, images: Path, output: Path) -> Run:
         """The exported one, without this package in the path."""
