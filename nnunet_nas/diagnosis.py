@@ -47,7 +47,6 @@ _LOW_DISK = 10 * _GIB
 _LOW_GPU_MEMORY = 8 * _GIB  # what nnU-Net's default planner fills
 _LOW_SHARED_MEMORY = _GIB
 _PROBE_SECONDS = 300.0
-_BEGIN = "begin\n"
 _UNKNOWN = "unknown version"
 _EXTERNAL = "nnUNet_extTrainer"
 _WORKERS = "nnUNet_n_proc_DA"
@@ -100,14 +99,11 @@ def probe(names: tuple[str, ...]) -> list[Check]:
         output, end = done.stdout, f"ended the interpreter (exit code {done.returncode})" if done.returncode else ""
     except subprocess.TimeoutExpired as expired:
         output, end = expired.stdout or b"", f"took longer than {_PROBE_SECONDS:.0f} s"
-    rows, begun = [], 0
-    for line in output.decode(errors="replace").splitlines(keepends=True):
-        if line == _BEGIN:
-            begun += 1
-        elif line.endswith("\n"):  # or the process ended in the middle of it
-            rows.append(Check(**json.loads(line)))
-    if end and begun <= len(names):  # a process that ends badly after its last check has told everything
-        culprit, *unreached = names[max(begun - 1, 0) :]
+    *lines, _ = output.decode(errors="replace").split("\n")  # the process may have ended in the middle of a line
+    rows = [Check(**json.loads(line)) for line in lines if line]
+    done_with = lines.count("")
+    if end and done_with < len(names):  # a process that ends badly after its last check has told everything
+        culprit, *unreached = names[done_with:]
         mend = _REINSTALL_PAIR if "torch" in culprit else f"mend or take out what {culprit} imports"
         rows.append(Check(culprit, "problem", f"checking it {end}", mend))
         rows += [Check(name, "problem", f"not reached: checking {culprit} {end}") for name in unreached]
@@ -115,15 +111,14 @@ def probe(names: tuple[str, ...]) -> list[Check]:
 
 
 def report(names: tuple[str, ...]) -> None:
-    """The other process's part of `probe`: a line around each check and one for each row, told at once."""
+    """The other process's part of `probe`: a line for each row, told at once, and an empty one after each check."""
     # Packages print while they are imported (nnU-Net does): our lines get the real standard output for themselves.
-    channel = os.fdopen(os.dup(1), "w")
+    channel = os.fdopen(os.dup(1), "w", newline="\n")
     os.dup2(2, 1)
     for name in names:
-        print(_BEGIN, end="", file=channel, flush=True)
         for row in _guarded(name, _IMPORTING[name]):
             print(json.dumps(asdict(row)), file=channel, flush=True)
-    print(_BEGIN, end="", file=channel, flush=True)
+        print(file=channel, flush=True)
 
 
 def check_folder(variable: str) -> Rows:

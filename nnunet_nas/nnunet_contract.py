@@ -13,7 +13,7 @@ import importlib.metadata
 import inspect
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -49,296 +49,257 @@ class Used:
 
 
 _TRAINER = "nnunetv2.training.nnUNetTrainer.nnUNetTrainer:nnUNetTrainer"
+_DATA = "nnunetv2.training.dataloading.nnunet_dataset"
 _PLANS = "nnunetv2.utilities.plans_handling.plans_handler"
+_LABELS = "nnunetv2.utilities.label_handling.label_handling"
 _EVALUATION = "nnunetv2.evaluation.evaluate_predictions"
 _PREDICTOR = "nnunetv2.inference.predict_from_raw_data:nnUNetPredictor"
-_BLOCKS = "dynamic_network_architectures.building_blocks"
+_NETWORKS = "dynamic_network_architectures"
+_BLOCKS = f"{_NETWORKS}.building_blocks"
 _LOOP = "the searches follow nnU-Net's training loop"
 _FILES = "nnU-Net's results are found by these names"
+_COMMANDS = "users are told to run it"
 
 
-def _hook(method: str, *parameters: str, purpose: str = _LOOP) -> Used:
-    """A method of nnU-Net's trainer that ours override."""
-    return Used(f"{_TRAINER}.{method}", purpose, parameters, overridden=True)
+def _used(
+    purpose: str, paths: str, parameters: str | None = None, *, attributes: str = "", words: str = ""
+) -> list[Used]:
+    """Rows of which the same must hold; paths and names are separated by spaces."""
+    wanted = None if parameters is None else tuple(parameters.split())
+    return [
+        Used(path, purpose, wanted, False, tuple(attributes.split()), tuple(words.split())) for path in paths.split()
+    ]
 
 
-def _step(method: str, *parameters: str) -> Used:
-    """A method of nnU-Net's trainer that ours call."""
-    return Used(f"{_TRAINER}.{method}", _LOOP, parameters)
+def _hooks(purpose: str, methods: str, parameters: str = "") -> list[Used]:
+    """Methods of nnU-Net's trainer that ours override."""
+    paths = " ".join(f"{_TRAINER}.{method}" for method in methods.split())
+    return [replace(used, overridden=True) for used in _used(purpose, paths, parameters)]
 
 
 CONTRACT: tuple[Used, ...] = (
     # Trainers
-    _hook("__init__", "plans", "configuration", "fold", "dataset_json", "device", purpose="nnU-Net makes trainers so"),
-    _hook(
+    *_hooks("nnU-Net makes trainers so", "__init__", "plans configuration fold dataset_json device"),
+    *_hooks(
+        "searches build their networks there",
         "build_network_architecture",
-        *("plans_manager", "configuration_manager", "num_input_channels", "num_output_channels"),
-        "enable_deep_supervision",
-        purpose="searches build their networks there",
+        "plans_manager configuration_manager num_input_channels num_output_channels enable_deep_supervision",
     ),
-    _hook("_build_loss"),
-    _hook("_do_i_compile", purpose="the graph of a search changes and must not be compiled"),
-    _hook("_get_deep_supervision_scales", purpose="DiNTS has fewer levels than the plans"),
-    _hook("_set_batch_size_and_oversample"),
-    _hook("configure_optimizers"),
-    _hook("configure_rotation_dummyDA_mirroring_and_inital_patch_size", purpose="the backbone's mirroring is kept"),
-    _hook("do_split", purpose="a search sees the training cases of its fold only"),
-    _hook("get_dataloaders"),
-    _hook("initialize"),
-    _hook("load_checkpoint", "filename_or_checkpoint", purpose="--c goes on with a search"),
-    _hook("on_epoch_end"),
-    _hook("on_epoch_start"),
-    _hook("on_train_end"),
-    _hook("on_train_epoch_start"),
-    _hook("on_train_start"),
-    _hook("on_validation_epoch_end", "val_outputs"),
-    _hook("perform_actual_validation", "save_probabilities", purpose="a search has no model to validate"),
-    _hook("plot_network_architecture"),
-    _hook("run_training"),
-    _hook("save_checkpoint", "filename", purpose="checkpoints are written atomically"),
-    _hook("set_deep_supervision_enabled", "enabled"),
-    _hook("train_step", "batch"),
-    _step("on_epoch_start"),
-    _step("on_train_epoch_end", "train_outputs"),
-    _step("on_validation_epoch_start"),
-    _hook("validation_step", "batch", purpose="a search validates the topology that it would deliver"),
-    Used(
-        _TRAINER,
+    *_hooks(
+        _LOOP,
+        "_build_loss _set_batch_size_and_oversample configure_optimizers get_dataloaders initialize on_epoch_end "
+        "on_epoch_start on_train_end on_train_epoch_start on_train_start plot_network_architecture run_training",
+    ),
+    *_hooks(_LOOP, "on_validation_epoch_end", "val_outputs"),
+    *_hooks(_LOOP, "set_deep_supervision_enabled", "enabled"),
+    *_hooks(_LOOP, "train_step", "batch"),
+    *_hooks("the graph of a search changes and must not be compiled", "_do_i_compile"),
+    *_hooks("DiNTS has fewer levels than the plans", "_get_deep_supervision_scales"),
+    *_hooks("the backbone's mirroring is kept", "configure_rotation_dummyDA_mirroring_and_inital_patch_size"),
+    *_hooks("a search sees the training cases of its fold only", "do_split"),
+    *_hooks("--c goes on with a search", "load_checkpoint", "filename_or_checkpoint"),
+    *_hooks("checkpoints are written atomically", "save_checkpoint", "filename"),
+    *_hooks("a search has no model to validate", "perform_actual_validation", "save_probabilities"),
+    *_hooks("a search validates the topology that it would deliver", "validation_step", "batch"),
+    *_used(_LOOP, f"{_TRAINER}.on_validation_epoch_start", ""),
+    *_used(_LOOP, f"{_TRAINER}.on_train_epoch_end", "train_outputs"),
+    *_used(
         "trainers read and set these",
-        attributes=(
-            *("_best_ema", "batch_size", "configuration_manager", "configuration_name", "current_epoch"),
-            *("dataloader_train", "dataloader_val", "dataset_json", "device", "disable_checkpointing"),
-            *("enable_deep_supervision", "fold", "get_training_transforms", "grad_scaler"),
-            *("inference_allowed_mirroring_axes", "initial_lr"),
-            *("is_ddp", "label_manager", "local_rank", "logger", "loss", "my_init_kwargs", "network", "num_epochs"),
-            *("num_input_channels", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "optimizer"),
-            *("output_folder", "output_folder_base", "plans_manager", "preprocessed_dataset_folder_base"),
-            "save_every",
-            *("print_to_log_file", "was_initialized"),
-        ),
-        words=("lrs", "train_losses", "val_losses", "mean_fg_dice", "dice_per_class_or_region", "epoch_end_timestamps"),
+        _TRAINER,
+        attributes="_best_ema batch_size configuration_manager configuration_name current_epoch dataloader_train "
+        "dataloader_val dataset_json device disable_checkpointing enable_deep_supervision fold get_training_transforms "
+        "grad_scaler inference_allowed_mirroring_axes initial_lr is_ddp label_manager local_rank logger loss "
+        "my_init_kwargs network num_epochs num_input_channels num_iterations_per_epoch num_val_iterations_per_epoch "
+        "optimizer output_folder output_folder_base plans_manager preprocessed_dataset_folder_base print_to_log_file "
+        "save_every was_initialized",
+        words="lrs train_losses val_losses mean_fg_dice dice_per_class_or_region epoch_end_timestamps",
     ),
-    Used(
-        f"{_TRAINER}.save_checkpoint",
+    *_used(
         "backbones are read from, and retrofits written to, checkpoints with these keys",
-        words=(
-            *("network_weights", "optimizer_state", "grad_scaler_state", "logging", "_best_ema", "current_epoch"),
-            *("init_args", "trainer_name", "inference_allowed_mirroring_axes"),
-        ),
+        f"{_TRAINER}.save_checkpoint",
+        words="network_weights optimizer_state grad_scaler_state logging _best_ema current_epoch init_args "
+        "trainer_name inference_allowed_mirroring_axes",
     ),
-    Used(
-        "nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA:nnUNetTrainerNoDA",
+    *_used(
         "augmentation=false trains as this trainer does",
-        attributes=("get_training_transforms",),
+        "nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA:nnUNetTrainerNoDA",
+        attributes="get_training_transforms",
     ),
-    Used(
-        "nnunetv2.training.loss.deep_supervision:DeepSupervisionWrapper",
+    *_used(
         "a teacher counts at each resolution as the labels do",
-        ("loss", "weight_factors"),
-        attributes=("weight_factors",),
+        "nnunetv2.training.loss.deep_supervision:DeepSupervisionWrapper",
+        "loss weight_factors",
+        attributes="weight_factors",
     ),
-    Used(
-        "nnunetv2.training.logging.nnunet_logger:MetaLogger",
+    *_used(
         "searches log as nnU-Net does",
-        attributes=("log", "get_value", "get_checkpoint", "load_checkpoint"),
+        "nnunetv2.training.logging.nnunet_logger:MetaLogger",
+        attributes="log get_value get_checkpoint load_checkpoint",
     ),
-    Used(
-        "batchgenerators.dataloading.nondet_multi_threaded_augmenter:NonDetMultiThreadedAugmenter",
+    *_used(
         "a search that ends stops its data loading processes",
-        attributes=("_finish",),
+        "batchgenerators.dataloading.nondet_multi_threaded_augmenter:NonDetMultiThreadedAugmenter",
+        attributes="_finish",
     ),
     # Plans, networks and data
-    Used(
-        f"{_PLANS}:PlansManager",
+    *_used(
         "plans are read through it",
-        ("plans_file_or_dict",),
-        attributes=("plans", "plans_name", "dataset_name", "get_label_manager"),
-        words=("configurations", "inherits_from", "plans_name", "dataset_name"),
+        f"{_PLANS}:PlansManager",
+        "plans_file_or_dict",
+        attributes="plans plans_name dataset_name get_label_manager",
+        words="configurations inherits_from plans_name dataset_name",
     ),
-    Used(
-        f"{_PLANS}:ConfigurationManager",
+    *_used(
         "configurations are written with these keys",
-        ("configuration_dict",),
-        attributes=("configuration", "patch_size", "batch_size", "network_arch_init_kwargs"),
-        words=(
-            *("architecture", "network_class_name", "arch_kwargs", "_kw_requires_import", "strides"),
-            *("data_identifier", "patch_size", "batch_size", "previous_stage"),
-        ),
+        f"{_PLANS}:ConfigurationManager",
+        "configuration_dict",
+        attributes="configuration patch_size batch_size network_arch_init_kwargs",
+        words="architecture network_class_name arch_kwargs _kw_requires_import strides data_identifier patch_size "
+        "batch_size previous_stage",
     ),
-    Used(
-        "nnunetv2.experiment_planning.experiment_planners.default_experiment_planner:ExperimentPlanner",
+    *_used(
         "configurations are derived from these keys of the plans",
-        words=(
-            *("n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides", "n_conv_per_stage_decoder"),
-            *("conv_bias", "norm_op", "norm_op_kwargs", "dropout_op", "nonlin", "nonlin_kwargs"),
-        ),
+        "nnunetv2.experiment_planning.experiment_planners.default_experiment_planner:ExperimentPlanner",
+        words="n_stages features_per_stage conv_op kernel_sizes strides n_conv_per_stage_decoder conv_bias norm_op "
+        "norm_op_kwargs dropout_op nonlin nonlin_kwargs",
     ),
-    Used(
-        "nnunetv2.utilities.label_handling.label_handling:LabelManager",
+    *_used(
         "heads and classes are counted by it",
-        attributes=("num_segmentation_heads", "foreground_labels", "foreground_regions", "has_regions", "ignore_label"),
+        f"{_LABELS}:LabelManager",
+        attributes="num_segmentation_heads foreground_labels foreground_regions has_regions ignore_label",
     ),
-    Used(
-        "nnunetv2.utilities.label_handling.label_handling:determine_num_input_channels",
+    *_used(
         "networks are built with the channels that it counts",
-        ("plans_manager", "configuration_or_config_manager", "dataset_json"),
+        f"{_LABELS}:determine_num_input_channels",
+        "plans_manager configuration_or_config_manager dataset_json",
     ),
-    Used(
-        "nnunetv2.utilities.get_network_from_plans:get_network_from_plans",
+    *_used(
         "networks are built by it",
-        (
-            *("arch_class_name", "arch_kwargs", "arch_kwargs_req_import", "input_channels", "output_channels"),
-            *("allow_init", "deep_supervision"),
-        ),
+        "nnunetv2.utilities.get_network_from_plans:get_network_from_plans",
+        "arch_class_name arch_kwargs arch_kwargs_req_import input_channels output_channels allow_init deep_supervision",
     ),
-    Used("nnunetv2.training.dataloading.nnunet_dataset:infer_dataset_class", "images are read by it", ("folder",)),
-    Used(
-        "nnunetv2.training.dataloading.nnunet_dataset:nnUNetBaseDataset",
+    *_used("images are read by it", f"{_DATA}:infer_dataset_class", "folder"),
+    *_used(
         "preprocessed images are read through it",
-        ("folder", "identifiers"),
-        attributes=("load_case", "get_identifiers"),
+        f"{_DATA}:nnUNetBaseDataset",
+        "folder identifiers",
+        attributes="load_case get_identifiers",
     ),
-    Used(
-        "acvl_utils.cropping_and_padding.bounding_boxes:crop_and_pad_nd",
+    *_used(
         "patches are cut by it",
-        ("image", "bbox", "pad_value"),
+        "acvl_utils.cropping_and_padding.bounding_boxes:crop_and_pad_nd",
+        "image bbox pad_value",
     ),
     # Building blocks
-    *(
-        Used(
-            f"{_BLOCKS}.{encoder}",
-            "cells and modules are built as the encoder is",
-            attributes=(
-                *("output_channels", "strides", "kernel_sizes", "conv_op", "conv_bias"),
-                *("norm_op", "norm_op_kwargs", "nonlin", "nonlin_kwargs"),
-            ),
-        )
-        for encoder in ("plain_conv_encoder:PlainConvEncoder", "residual_encoders:ResidualEncoder")
+    *_used(
+        "cells and modules are built as the encoder is",
+        f"{_BLOCKS}.plain_conv_encoder:PlainConvEncoder {_BLOCKS}.residual_encoders:ResidualEncoder",
+        attributes="output_channels strides kernel_sizes conv_op conv_bias norm_op norm_op_kwargs nonlin nonlin_kwargs",
     ),
-    Used(
-        f"{_BLOCKS}.unet_decoder:UNetDecoder",
+    *_used(
         "decoders are taken apart around the skips",
-        ("encoder", "num_classes", "n_conv_per_stage", "deep_supervision"),
-        attributes=("deep_supervision", "transpconvs", "stages", "seg_layers", "encoder"),
+        f"{_BLOCKS}.unet_decoder:UNetDecoder",
+        "encoder num_classes n_conv_per_stage deep_supervision",
+        attributes="deep_supervision transpconvs stages seg_layers encoder",
     ),
-    Used(
-        f"{_BLOCKS}.simple_conv_blocks:StackedConvBlocks",
+    *_used(
         "stages and stems are made of it",
-        (
-            *("num_convs", "conv_op", "input_channels", "output_channels", "kernel_size", "initial_stride"),
-            *("conv_bias", "norm_op", "norm_op_kwargs", "dropout_op", "dropout_op_kwargs", "nonlin", "nonlin_kwargs"),
-        ),
+        f"{_BLOCKS}.simple_conv_blocks:StackedConvBlocks",
+        "num_convs conv_op input_channels output_channels kernel_size initial_stride conv_bias norm_op "
+        "norm_op_kwargs dropout_op dropout_op_kwargs nonlin nonlin_kwargs",
     ),
-    *(
-        Used(
-            f"{_BLOCKS}.residual:{block}",
-            "feature maps are counted as nnU-Net counts them",
-            attributes=("input_channels", "output_channels", "skip"),
-        )
-        for block in ("BasicBlockD", "BottleneckD")
+    *_used(
+        "feature maps are counted as nnU-Net counts them",
+        f"{_BLOCKS}.residual:BasicBlockD {_BLOCKS}.residual:BottleneckD",
+        attributes="input_channels output_channels skip",
     ),
-    Used(f"{_BLOCKS}.helper:convert_conv_op_to_dim", "tells 2-D from 3-D", ("conv_op",)),
-    Used(
-        "dynamic_network_architectures.architectures.abstract_arch:AbstractDynamicNetworkArchitectures",
+    *_used("tells 2-D from 3-D", f"{_BLOCKS}.helper:convert_conv_op_to_dim", "conv_op"),
+    *_used(
         "networks declare their parts as it asks",
-        (),
-        attributes=("key_to_encoder", "key_to_stem", "keys_to_in_proj"),
+        f"{_NETWORKS}.architectures.abstract_arch:AbstractDynamicNetworkArchitectures",
+        "",
+        attributes="key_to_encoder key_to_stem keys_to_in_proj",
     ),
-    Used("dynamic_network_architectures.initialization.weight_init:InitWeights_He", "initial weights", ("neg_slope",)),
-    Used(
-        "dynamic_network_architectures.initialization.weight_init:init_last_bn_before_add_to_0",
-        "initial weights",
-        ("module",),
-    ),
+    *_used("initial weights", f"{_NETWORKS}.initialization.weight_init:InitWeights_He", "neg_slope"),
+    *_used("initial weights", f"{_NETWORKS}.initialization.weight_init:init_last_bn_before_add_to_0", "module"),
     # Evaluation
-    Used(
-        f"{_EVALUATION}:compute_metrics_on_folder",
+    *_used(
         "predictions are evaluated by it",
-        (
-            *("folder_ref", "folder_pred", "output_file", "image_reader_writer", "file_ending", "regions_or_labels"),
-            *("ignore_label", "num_processes"),
-        ),
-        words=("metric_per_case", "metrics"),
+        f"{_EVALUATION}:compute_metrics_on_folder",
+        "folder_ref folder_pred output_file image_reader_writer file_ending regions_or_labels ignore_label "
+        "num_processes",
+        words="metric_per_case metrics",
     ),
-    Used(
-        f"{_EVALUATION}:compute_metrics",
+    *_used(
         "summary.json is read by these keys",
-        words=("reference_file", "prediction_file", "metrics", "Dice", "n_ref"),
+        f"{_EVALUATION}:compute_metrics",
+        words="reference_file prediction_file metrics Dice n_ref",
     ),
-    Used(f"{_EVALUATION}:label_or_region_to_key", "classes are named by it", ("label_or_region",)),
-    Used(f"{_EVALUATION}:key_to_label_or_region", "classes are read by it", ("key",)),
-    Used(f"{_EVALUATION}:region_or_label_to_mask", "surfaces are measured on it", ("segmentation", "region_or_label")),
-    Used(
+    *_used("classes are named by it", f"{_EVALUATION}:label_or_region_to_key", "label_or_region"),
+    *_used("classes are read by it", f"{_EVALUATION}:key_to_label_or_region", "key"),
+    *_used("surfaces are measured on it", f"{_EVALUATION}:region_or_label_to_mask", "segmentation region_or_label"),
+    *_used(
+        "segmentations are read through it",
         "nnunetv2.imageio.reader_writer_registry:determine_reader_writer_from_dataset_json",
-        "segmentations are read through it",
-        ("dataset_json_content", "example_file", "allow_nonmatching_filename", "verbose"),
+        "dataset_json_content example_file allow_nonmatching_filename verbose",
     ),
-    Used(
-        "nnunetv2.imageio.base_reader_writer:BaseReaderWriter",
+    *_used(
         "segmentations are read through it",
-        attributes=("read_seg",),
+        "nnunetv2.imageio.base_reader_writer:BaseReaderWriter",
+        attributes="read_seg",
     ),
     # Export
-    Used(
-        f"{_PREDICTOR}.__init__",
+    *_used(
         "exports are compared with it",
-        (
-            *("tile_step_size", "use_gaussian", "use_mirroring", "perform_everything_on_device", "device", "verbose"),
-            *("verbose_preprocessing", "allow_tqdm"),
-        ),
+        f"{_PREDICTOR}.__init__",
+        "tile_step_size use_gaussian use_mirroring perform_everything_on_device device verbose "
+        "verbose_preprocessing allow_tqdm",
     ),
-    Used(
-        f"{_PREDICTOR}.initialize_from_trained_model_folder",
+    *_used(
         "trained models are loaded by it",
-        ("model_training_output_dir", "use_folds", "checkpoint_name"),
-        words=("dataset.json", "plans.json", "network_weights", "inference_allowed_mirroring_axes"),
+        f"{_PREDICTOR}.initialize_from_trained_model_folder",
+        "model_training_output_dir use_folds checkpoint_name",
+        words="dataset.json plans.json network_weights inference_allowed_mirroring_axes",
     ),
-    Used(
-        f"{_PREDICTOR}.predict_from_files_sequential",
+    *_used(
         "exports are compared with what it writes",
-        (
-            *("list_of_lists_or_source_folder", "output_folder_or_list_of_truncated_output_files"),
-            *("save_probabilities", "overwrite", "folder_with_segs_from_prev_stage"),
-        ),
+        f"{_PREDICTOR}.predict_from_files_sequential",
+        "list_of_lists_or_source_folder output_folder_or_list_of_truncated_output_files save_probabilities "
+        "overwrite folder_with_segs_from_prev_stage",
     ),
-    Used(
-        _PREDICTOR,
+    *_used(
         "exports are made of what it loads",
-        attributes=(
-            *("network", "list_of_parameters", "plans_manager", "configuration_manager", "label_manager"),
-            *("dataset_json", "allowed_mirroring_axes"),
-        ),
+        _PREDICTOR,
+        attributes="network list_of_parameters plans_manager configuration_manager label_manager dataset_json "
+        "allowed_mirroring_axes",
     ),
     # Names of files and folders
-    Used(
-        "nnunetv2.run.run_training:maybe_load_checkpoint",
-        _FILES,
-        words=("checkpoint_final.pth", "checkpoint_latest.pth"),
+    *_used(
+        _FILES, "nnunetv2.run.run_training:maybe_load_checkpoint", words="checkpoint_final.pth checkpoint_latest.pth"
     ),
-    Used(f"{_TRAINER}.do_split", _FILES, words=("splits_final.json",)),
-    Used(f"{_TRAINER}.on_train_start", _FILES, words=("plans.json", "dataset.json")),
-    Used(f"{_TRAINER}.perform_actual_validation", _FILES, words=("validation", "summary.json")),
+    *_used(_FILES, f"{_TRAINER}.do_split", words="splits_final.json"),
+    *_used(_FILES, f"{_TRAINER}.on_train_start", words="plans.json dataset.json"),
+    *_used(_FILES, f"{_TRAINER}.perform_actual_validation", words="validation summary.json"),
     # Commands and environment variables
-    Used("command:nnUNetv2_train", "users are told to run it", words=("-tr", "-p", "--c", "--val", "-device")),
-    Used("command:nnUNetv2_predict", "users are told to run it", words=("-i", "-o", "-d", "-c", "-f", "-p", "-tr")),
-    Used("command:nnUNetv2_plan_and_preprocess", "users are told to run it", words=("-d",)),
-    Used("command:nnUNetv2_plan_experiment", "users are told to run it", words=("-d",)),
-    Used("command:nnUNetv2_preprocess", "users are told to run it", words=("-d", "-c")),
-    Used("command:nnUNetv2_evaluate_folder", "users are told to run it", words=("-djfile", "-pfile")),
-    Used("command:nnUNetv2_find_best_configuration", "its postprocessing is exported"),
-    Used(
-        "nnunetv2.paths",
+    *_used(_COMMANDS, "command:nnUNetv2_train", words="-tr -p --c --val -device"),
+    *_used(_COMMANDS, "command:nnUNetv2_predict", words="-i -o -d -c -f -p -tr"),
+    *_used(_COMMANDS, "command:nnUNetv2_plan_and_preprocess command:nnUNetv2_plan_experiment", words="-d"),
+    *_used(_COMMANDS, "command:nnUNetv2_preprocess", words="-d -c"),
+    *_used(_COMMANDS, "command:nnUNetv2_evaluate_folder", words="-djfile -pfile"),
+    *_used("its postprocessing is exported", "command:nnUNetv2_find_best_configuration"),
+    *_used(
         "data, plans, results and trainers are found by these variables",
-        words=("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer"),
+        "nnunetv2.paths",
+        words="nnUNet_raw nnUNet_preprocessed nnUNet_results nnUNet_extTrainer",
     ),
-    Used(
-        "nnunetv2.utilities.default_n_proc_DA:get_allowed_n_proc_DA",
+    *_used(
         "identical runs need nnUNet_n_proc_DA=0",
-        words=("nnUNet_n_proc_DA",),
+        "nnunetv2.utilities.default_n_proc_DA:get_allowed_n_proc_DA",
+        words="nnUNet_n_proc_DA",
     ),
-    Used("nnunetv2.configuration:default_num_processes", "predictions are evaluated in as many processes"),
-    Used("nnunetv2.configuration", "sets the number of processes", words=("nnUNet_def_n_proc",)),
-    Used(f"{_TRAINER}._do_i_compile", "doctor says when torch.compile is on", words=("nnUNet_compile",)),
+    *_used("predictions are evaluated in as many processes", "nnunetv2.configuration:default_num_processes"),
+    *_used("sets the number of processes", "nnunetv2.configuration", words="nnUNet_def_n_proc"),
+    *_used("doctor says when torch.compile is on", f"{_TRAINER}._do_i_compile", words="nnUNet_compile"),
 )
 
 

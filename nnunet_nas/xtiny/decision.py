@@ -7,20 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnunet_nas.xtiny.selection import (
-    MAX_SPREAD,
-    MIN_SPREAD_SEEDS,
-    Selection,
-    fitted_spread,
-    log_spread,
-    noise_shares,
-    resampled_shares,
-    select,
-    select_by_spread,
-    selectable_positions,
-    wins,
-    within_budget,
-)
+from nnunet_nas.xtiny import selection
 
 RULES = ("paper", "spread")
 # Below this share of resamplings that agree, the decision is called unstable.
@@ -45,7 +32,7 @@ class Decision:
     position: int
     chosen: int
     rule: str
-    paper: Selection
+    paper: selection.Selection
     seed_wins: dict[int, int]
     shares: dict[int, float]
     spread: np.ndarray | None
@@ -74,19 +61,19 @@ def decide(
         UsageError: too few seeds for the rule.
         BudgetProblem: nothing is affordable.
     """
-    paper = select(curves.mean(axis=0))
-    chosen = paper.position if rule == "paper" else select_by_spread(curves, features)
-    estimable = len(curves) >= MIN_SPREAD_SEEDS and bool((curves > 0).all())
-    spread = fitted_spread(log_spread(curves), features, len(curves)) if estimable else None
+    paper = selection.select(curves.mean(axis=0))
+    chosen = paper.position if rule == "paper" else selection.select_by_spread(curves, features)
+    estimable = len(curves) >= selection.MIN_SPREAD_SEEDS and bool((curves > 0).all())
+    spread = selection.fitted_spread(selection.log_spread(curves), features, len(curves)) if estimable else None
     return Decision(
-        position=within_budget(chosen, costs, budgets or {}),
+        position=selection.within_budget(chosen, costs, budgets or {}),
         chosen=chosen,
         rule=rule,
         paper=paper,
-        seed_wins=wins(curves),
-        shares=resampled_shares(curves) if len(curves) > 1 else {},
+        seed_wins=selection.wins(curves),
+        shares=selection.resampled_shares(curves) if len(curves) > 1 else {},
         spread=spread,
-        by_chance=None if spread is None else noise_shares(spread).get(paper.position, 0.0),
+        by_chance=None if spread is None else selection.noise_shares(spread).get(paper.position, 0.0),
     )
 
 
@@ -103,7 +90,7 @@ def explain(decision: Decision, caps: Sequence[int], seeds: Sequence[int] = ()) 
         lines.append(
             f"The rule chose cap {caps[decision.chosen]}; cap {caps[decision.position]} is the widest in the budget."
         )
-    selectable = [caps[position] for position in selectable_positions(len(caps))]
+    selectable = [caps[position] for position in selection.selectable_positions(len(caps))]
     if len(selectable) == 1:
         lines.append(
             f"This is no selection: of {len(caps)} widths the paper's rule can take cap {selectable[0]} only, whatever "
@@ -115,7 +102,7 @@ def explain(decision: Decision, caps: Sequence[int], seeds: Sequence[int] = ()) 
         lines.append(
             f"The paper's rule can select caps {selectable[0]} to {selectable[-1]} only, never {', '.join(impossible)}."
         )
-        if decision.rule == "paper" and decision.chosen == selectable_positions(len(caps))[-1]:
+        if decision.rule == "paper" and decision.chosen == selection.selectable_positions(len(caps))[-1]:
             lines.append(
                 "It selected the narrowest width that it is able to select: a limit of the rule, not a minimum."
             )
@@ -147,7 +134,7 @@ def _spread_sentences(spread: np.ndarray, decision: Decision, caps: Sequence[int
     lines = [f"95 % of random initialisations change the sensitivity by up to this factor either way: {factors}."]
     if decision.rule == "spread":
         lines.append(_spread_reason(spread, decision.chosen, caps))
-    if len(selectable_positions(len(caps))) > 1:
+    if len(selection.selectable_positions(len(caps))) > 1:
         lines.append(
             f"On curves of such noise alone, without any trend, the paper's rule would select cap "
             f"{caps[decision.paper.position]} for {decision.by_chance:.0%} of the seeds."
@@ -165,4 +152,4 @@ def _spread_reason(spread: np.ndarray, chosen: int, caps: Sequence[int]) -> str:
 def _factor(spread: float) -> str:
     """The factor of 95 % of the draws, with as many digits as show on which side of the limit it lies."""
     texts = (f"{np.exp(1.96 * spread):.{digits}f}" for digits in range(1, 16))
-    return "x" + next((text for text in texts if (float(text) <= 2) == (spread <= MAX_SPREAD)), "2")
+    return "x" + next((text for text in texts if (float(text) <= 2) == (spread <= selection.MAX_SPREAD)), "2")

@@ -10,9 +10,10 @@ Activation patterns are read in front of every nonlinearity (positive or not), w
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,39 +60,31 @@ class Scene:
             yield self.load(self.cases[start : start + self.batch_size]).to(self.device)
 
 
-class Proxy(Protocol):
+class Proxy(ABC):
     """A score of a network at initialisation.
 
     Attributes:
-        per_image: whether it has a value for each image.
+        per_image: whether it has a value for each image; otherwise it has one `score`, or parts of its own.
         minimum_images: on fewer it says nothing about them.
     """
 
-    per_image: bool
-    minimum_images: int
+    per_image = False
+    minimum_images = 1
 
     def ceiling(self, images: int) -> float:
         """The largest score that any network can have on as many images."""
+        return math.inf
 
+    @abstractmethod
     def measure(self, network: nn.Module, scene: Scene) -> Iterator[Values]:
         """Yields named values of one network as they become known."""
 
     def curve(self, values: Sequence[Values]) -> list[float]:
         """One number per width from the values of all widths, widest first."""
+        return [candidate["score"] for candidate in values]
 
 
-class _Unbounded:
-    """Proxies that score single images, without a largest score."""
-
-    minimum_images = 1
-
-    def ceiling(self, images: int) -> float:
-        """None."""
-        del images
-        return math.inf
-
-
-class Jacobian(_Unbounded):
+class Jacobian(Proxy):
     """XTinyU-Net: mean over images of the norm of d(sum of logits)/d(input), see `sensitivity`."""
 
     per_image = True
@@ -113,17 +106,7 @@ class Jacobian(_Unbounded):
         return [float(np.mean(list(candidate.values()))) for candidate in values]
 
 
-class _SingleValue(_Unbounded):
-    """Proxies with one number per network."""
-
-    per_image = False
-
-    def curve(self, values: Sequence[Values]) -> list[float]:
-        """The number itself."""
-        return [candidate["score"] for candidate in values]
-
-
-class Naswot(_SingleValue):
+class Naswot(Proxy):
     """log |det K|, K_ij = number of nonlinearities on which images i and j agree.
 
     Source: Mellor et al., Neural Architecture Search without Training, ICML 2021, section 3. All nonlinearities of
@@ -140,7 +123,7 @@ class Naswot(_SingleValue):
         yield {"score": float(np.linalg.slogdet(kernel)[1])}
 
 
-class Swap(_SingleValue):
+class Swap(Proxy):
     """Number of distinct sample-wise activation patterns: for each activation, its signs over all images.
 
     Source: Peng et al., SWAP-NAS: Sample-Wise Activation Patterns for Ultra-Fast NAS, ICLR 2024, definition of the
@@ -159,7 +142,7 @@ class Swap(_SingleValue):
         yield {"score": float(len(distinct))}
 
 
-class Synflow(_SingleValue):
+class Synflow(Proxy):
     """log of the synaptic flow: sum over weights of |theta * dR/d theta| for absolute weights and an input of ones.
 
     Source: Tanaka et al., Pruning neural networks without any data by iteratively conserving synaptic flow, NeurIPS
@@ -185,7 +168,7 @@ class Synflow(_SingleValue):
         yield {"score": math.log(flow) if flow > 0 else -math.inf}
 
 
-class AzNas(_Unbounded):
+class AzNas(Proxy):
     """AZ-NAS: ranks by expressivity, progressivity, trainability and complexity, joined as sum of log(rank / m).
 
     Source: Lee and Ham, AZ-NAS: Assembling Zero-Cost Proxies for Network Architecture Search, CVPR 2024, sections
@@ -194,8 +177,6 @@ class AzNas(_Unbounded):
     the smallest increase of that entropy between stages; trainability: mean of 2 - s - 1/s with s the spectral norm of
     the stage's channel Jacobian, estimated with a Rademacher vector; complexity: multiply-accumulates.
     """
-
-    per_image = False
 
     def measure(self, network: nn.Module, scene: Scene) -> Iterator[Values]:
         """Yields the four parts."""
@@ -235,14 +216,11 @@ def activation_codes(network: nn.Module, scene: Scene) -> list[np.ndarray]:
     Returns:
         per nonlinearity in the order of execution: bits packed along the positions, uint8, (images, bytes).
     """
-    rows: dict[int, list[np.ndarray]] = {}
-    order: list[int] = []
+    rows: dict[nn.Module, list[np.ndarray]] = {}
 
     def record(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         bits = (inputs[0] > 0).flatten(1).cpu().numpy()
-        if id(module) not in rows:
-            order.append(id(module))
-        rows.setdefault(id(module), []).append(np.packbits(bits, axis=1))
+        rows.setdefault(module, []).append(np.packbits(bits, axis=1))
 
     hooks = [
         module.register_forward_pre_hook(record) for module in network.modules() if isinstance(module, _NONLINEARITIES)
@@ -254,7 +232,7 @@ def activation_codes(network: nn.Module, scene: Scene) -> list[np.ndarray]:
     finally:
         for hook in hooks:
             hook.remove()
-    return [np.concatenate(rows[key]) for key in order]
+    return [np.concatenate(codes) for codes in rows.values()]
 
 
 def agreement(codes: np.ndarray) -> np.ndarray:
@@ -310,8 +288,9 @@ def encoder_statistics(network: nn.Module, scene: Scene) -> tuple[list[float], l
     """
     encoder: Any = network.encoder
     stages = len(encoder.stages)
-    moments: list[_Moments] = [_Moments() for _ in range(stages)]
-    jacobians: list[torch.Tensor | None] = [None] * stages
+    moments = [_Moments() for _ in range(stages)]
+    # The first stage has none.
+    jacobians = [torch.zeros(())] * stages
     generator = torch.Generator().manual_seed(scene.seed)
     stem = getattr(encoder, "stem", None)
     for images in scene.batches():
@@ -321,13 +300,10 @@ def encoder_statistics(network: nn.Module, scene: Scene) -> tuple[list[float], l
             features = stage(inputs)
             moments[index].add(features.detach())
             if index > 0:
-                product = _channel_jacobian(inputs, features, generator)
-                previous = jacobians[index]
-                jacobians[index] = product if previous is None else previous + product
+                jacobians[index] = jacobians[index] + _channel_jacobian(inputs, features, generator)
     norms = [
-        float(torch.linalg.matrix_norm(jacobian / moments[index].count, ord=2))
-        for index, jacobian in enumerate(jacobians)
-        if jacobian is not None
+        float(torch.linalg.matrix_norm(jacobian / moment.count, ord=2))
+        for jacobian, moment in zip(jacobians[1:], moments[1:], strict=True)
     ]
     return [moment.spectral_entropy() for moment in moments], norms
 
