@@ -8,9 +8,9 @@ source (keys of files, options of commands, environment variables). `changes` sa
 from __future__ import annotations
 
 import ast
-import importlib
 import importlib.metadata
 import inspect
+import pkgutil
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -339,10 +339,7 @@ def _find(path: str) -> Any:
     if module == "command":
         entries = tuple(importlib.metadata.entry_points(group="console_scripts", name=name))
         return entries[0].load()
-    thing = importlib.import_module(module)
-    for part in filter(None, name.split(".")):
-        thing = getattr(thing, part)
-    return thing
+    return pkgutil.resolve_name(path if name else f"{module}:")
 
 
 def _changed_parameters(used: Used, thing: Any) -> list[str]:

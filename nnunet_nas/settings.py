@@ -13,7 +13,7 @@ import math
 import types
 import typing
 from collections.abc import Collection, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, field, fields
 from typing import Any, Literal, TypeVar
 
 from nnunet_nas import commands
@@ -123,45 +123,28 @@ def parse_assignments(
     return values, removed
 
 
-@dataclass(frozen=True)
-class SettingRow:
-    """One setting as it is shown to a person.
-
-    Attributes:
-        key: its name.
-        value: in force.
-        default: without an override.
-        source: where the default comes from.
-        origin: where the value comes from: `default`, or the configuration that sets it.
-        help: what it is.
-    """
-
-    key: str
-    value: Any
-    default: Any
-    source: str
-    origin: str
-    help: str
-
-
-def settings_table(cls: type, configuration: dict[str, Any], set_in: str) -> list[SettingRow]:
-    """All settings of a method for a configuration.
+def settings_table(cls: type, configuration: dict[str, Any], set_in: str) -> list[dict[str, Any]]:
+    """All settings of a method for a configuration, as they are shown to a person.
 
     Args:
         cls: the method's dataclass.
         configuration: resolved.
         set_in: name of the configuration whose plans entry holds the overrides, itself or one it inherits from.
+
+    Returns:
+        by setting its `key`, the `value` in force, the `default` without an override, its `source`, the `origin` of the
+        value (`default`, or the configuration that sets it), and `help`.
     """
     given = checked_values(cls, overrides(configuration, cls.method))  # type: ignore[attr-defined]
     return [
-        SettingRow(
-            key=key,
-            value=given.get(key, item.default),
-            default=item.default,
-            source=item.metadata["source"],
-            origin=set_in if key in given else "default",
-            help=item.metadata["help"],
-        )
+        {
+            "key": key,
+            "value": given.get(key, item.default),
+            "default": item.default,
+            "source": item.metadata["source"],
+            "origin": set_in if key in given else "default",
+            "help": item.metadata["help"],
+        }
         for key, item in _fields(cls).items()
     ]
 

@@ -194,16 +194,16 @@ def test_a_value_above_the_largest_is_refused():
 
 
 def test_the_table_says_where_values_come_from():
-    rows = {row.key: row for row in settings_table(Example, configuration(epochs=3), "2d")}
-    assert (rows["epochs"].value, rows["epochs"].default, rows["epochs"].origin) == (3, 200, "2d")
-    assert (rows["rate"].origin, rows["rate"].source) == ("default", "paper")
+    rows = {row["key"]: row for row in settings_table(Example, configuration(epochs=3), "2d")}
+    assert (rows["epochs"]["value"], rows["epochs"]["default"], rows["epochs"]["origin"]) == (3, 200, "2d")
+    assert (rows["rate"]["origin"], rows["rate"]["source"]) == ("default", "paper")
 
 
 @pytest.mark.parametrize("method", with_settings())
 def test_every_method_has_settings_whose_defaults_are_allowed(method):
     cls = settings_class(method)
     assert cls.method == method
-    defaults = {row.key: row.default for row in settings_table(cls, {}, "2d")}
+    defaults = {row["key"]: row["default"] for row in settings_table(cls, {}, "2d")}
     assert checked_values(cls, defaults) == defaults
 
 

@@ -29,16 +29,17 @@ if TYPE_CHECKING:
     from nnunet_nas.complexity import Complexity
 
 SUMMARY = "parameters, MACs and memory of configurations"
-_HEADER = (
-    "configuration",
-    "patch size",
-    "parameters",
-    "MACs",
-    "FLOPs",
-    "inference MiB",
-    "training MiB",
-    "checkpoint MiB",
-)
+# Heading and cell of each column.
+_COLUMNS = {
+    "configuration": "{configuration}",
+    "patch size": "{patch}",
+    "parameters": "{parameters:,}",
+    "MACs": "{giga_macs:.3f} G",
+    "FLOPs": "{giga_flops:.3f} G",
+    "inference MiB": "{inference_mib:.1f}",
+    "training MiB": "{training_mib:.1f}",
+    "checkpoint MiB": "{checkpoint_mib:.2f}",
+}
 _BESIDE = "parameters, MACs, training step beside the backbone"
 
 
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"dataset": plans.path.parent.name, "plans": args.p, "configurations": rows}, indent=4))
     else:
-        header = (*_HEADER, _BESIDE) if any("backbone" in row for row in rows) else _HEADER
+        header = [*_COLUMNS, *([_BESIDE] if any("backbone" in row for row in rows) else [])]
         print(format_table(header, [_cells(row)[: len(header)] for row in rows]))
     for problem in problems:
         print(problem, file=sys.stderr)
@@ -112,14 +113,9 @@ def _beside_backbone(plans: Plans, name: str, spec: NetworkSpec, cost: Complexit
 
 def _cells(row: dict[str, Any]) -> list[str]:
     beside = row.get("backbone")
+    giga = {f"giga_{name}": row[name] / 1e9 for name in ("macs", "flops")}
+    patch = "x".join(map(str, row["patch_size"]))
     return [
-        row["configuration"],
-        "x".join(str(size) for size in row["patch_size"]),
-        f"{row['parameters']:,}",
-        f"{row['macs'] / 1e9:.3f} G",
-        f"{row['flops'] / 1e9:.3f} G",
-        f"{row['inference_mib']:.1f}",
-        f"{row['training_mib']:.1f}",
-        f"{row['checkpoint_mib']:.2f}",
+        *(cell.format(**row, **giga, patch=patch) for cell in _COLUMNS.values()),
         "-" if beside is None else " ".join(f"{beside[key]:.2f}x" for key in ("parameters", "macs", "step_macs")),
     ]

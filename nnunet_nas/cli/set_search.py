@@ -15,7 +15,6 @@ import argparse
 import json
 import sys
 from contextlib import nullcontext
-from dataclasses import asdict
 from typing import Any
 
 from nnunet_nas import commands
@@ -52,15 +51,13 @@ def run(args: argparse.Namespace) -> int:
     owner = next((name for name in plans.ancestry(args.c) if "nas_settings" in plans.configurations[name]), args.c)
     rows = settings_table(cls, plans.resolve(args.c), owner)
     if args.json:
-        print(
-            json.dumps({"configuration": args.c, "method": args.m, "settings": [asdict(row) for row in rows]}, indent=4)
-        )
+        print(json.dumps({"configuration": args.c, "method": args.m, "settings": rows}, indent=4))
         return 0
-    shown = [row for row in rows if not args.assignments or row.key in {*values, *removed}]
-    cells = [[row.key, _text(row.value), _text(row.default), row.source, row.origin, row.help] for row in shown]
+    shown = [row for row in rows if not args.assignments or row["key"] in {*values, *removed}]
+    cells = [[*map(_text, row.values())] for row in shown]
     if cells:
         print(format_table(_HEADER, cells, left=len(_HEADER)))
-    for key in sorted(set(removed) - {row.key for row in rows}):
+    for key in sorted(set(removed) - {row["key"] for row in rows}):
         print(f"{key} was no setting of {args.m} and is taken out", file=sys.stderr)
     print("next: export nnUNet_extTrainer=$(nnunet_nas ext_path)", file=sys.stderr)
     print(f"next: {_train_command(plans, args)}", file=sys.stderr)

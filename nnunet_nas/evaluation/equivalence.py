@@ -112,8 +112,7 @@ def one_sided_tests(gains: Runs | Floats, margin: float) -> tuple[float, float]:
         gains: of the second model, or both models' values; two cases or more.
         margin: in the unit of the gains.
     """
-    losses = Runs(-gains.first, -gains.second) if isinstance(gains, Runs) else -gains
-    return upper_p(gains, -margin), upper_p(losses, -margin)
+    return upper_p(gains, -margin), upper_p(-gains, -margin)
 
 
 def upper_p(gains: Runs | Floats, bound: float) -> float:

@@ -67,6 +67,10 @@ class Runs:
         """Whether there is a model whose runs can differ."""
         return max(len(self.first), len(self.second)) > 1
 
+    def __neg__(self) -> Runs:
+        """The same with gains and losses exchanged."""
+        return Runs(-self.first, -self.second)
+
     def error(self) -> tuple[float, float]:
         """Standard error of the mean difference, from cases and runs, and its degrees of freedom (Satterthwaite).
 

@@ -273,10 +273,9 @@ def _with_surfaces(model: Model, cases: Sequence[str], settings: CompareSettings
     others = [_with_surfaces(run, cases, settings, progress) for run in model.others]
     tolerances = _tolerances(model, settings.tolerance)
     tasks = surface_tasks(model, cases, labels=settings.labels, tolerances=tolerances)
-    found = measure_all([task for _, task in tasks], processes=settings.workers)
+    found = measure_all(tasks, processes=settings.workers)
     measured = progress(found, len(tasks), f"surfaces of {model.name}")
-    values = dict(zip([name for name, _ in tasks], measured, strict=True))
-    return replace(model.with_metrics(values), others=others)
+    return replace(model.with_metrics(dict(zip(cases, measured, strict=True))), others=others)
 
 
 def _costs(group: Group, time_on: torch.device | None) -> list[Cost]:

@@ -108,8 +108,9 @@ def compare(
     cases = a.shape[1]
     if patients is not None:
         a, b = by_patient(a, patients), by_patient(b, patients)
-    runs = Runs(a, b) if higher_is_better else Runs(-a, -b)
-    gain, difference = runs.difference, Runs(a, b).difference
+    values = Runs(a, b)
+    runs = values if higher_is_better else -values
+    gain = runs.difference
     won, lost = int((gain > 0).sum()), int((gain < 0).sum())
     deviation = float(np.std(gain, ddof=1)) if len(gain) > 1 else None
     return Comparison(
@@ -117,8 +118,8 @@ def compare(
         patients=None if patients is None else len(gain),
         mean_first=exact_mean(a.mean(axis=0)),
         mean_second=exact_mean(b.mean(axis=0)),
-        difference=exact_mean(difference),
-        interval=bootstrap_interval(Runs(a, b), seed=seed),
+        difference=exact_mean(values.difference),
+        interval=bootstrap_interval(values, seed=seed),
         p_value=difference_p(runs),
         effect=rank_biserial(gain),
         won=won,
@@ -134,8 +135,7 @@ def difference_p(models: Runs) -> float:
     """Two-sided p-value of "no difference": signed ranks, or t with the error of cases and of several runs."""
     if not models.several or models.first.shape[1] < 2:
         return signed_rank_p(models.difference)
-    below, above = upper_p(models, 0.0), upper_p(Runs(-models.first, -models.second), 0.0)
-    return min(1.0, 2 * min(below, above))
+    return min(1.0, 2 * min(upper_p(models, 0.0), upper_p(-models, 0.0)))
 
 
 def signed_rank_p(differences: Floats) -> float:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnunet_nas.evaluation.intervals import Floats
+from nnunet_nas.evaluation.paired import Comparison
 from nnunet_nas.evaluation.report import PairTable
 from nnunet_nas.evaluation.rows import FOREGROUND, Row
 from nnunet_nas.figures import BLUE, LIGHT_GREY, RED, YELLOW, new_figure, write_figure
@@ -56,7 +57,8 @@ def differences_figure(tables: Sequence[PairTable]) -> Figure:
         for axes, table in zip(grid[line], tables, strict=True):
             row = _row_of(table, key)
             _draw_row(axes, row, table)
-            title = [_outcome(row, table)] if line else [_second_model(table), _outcome(row, table)]
+            second = f"{table.letters[1]}: {_shortened(table.group.models[table.position].name)}"
+            title = [_outcome(row, table)] if line else [second, _outcome(row, table)]
             axes.set_title("\n".join(title), fontsize=6, loc="left", pad=3)
         grid[line, 0].set_ylabel(f"{tables[0].metric.title}, difference to {one}", fontsize=6.5)
         _scale(grid[line, 0], [_row_of(table, key) for table in tables], tables[0].metric.margin)
@@ -82,10 +84,6 @@ def _shown(tables: Sequence[PairTable]) -> list[str]:
 
 def _row_of(table: PairTable, key: str) -> Row:
     return next(row for row in table.rows if row.key == key)
-
-
-def _second_model(table: PairTable) -> str:
-    return f"{table.letters[1]}: {_shortened(table.group.models[table.position].name)}"
 
 
 def _outcome(row: Row, table: PairTable) -> str:
@@ -115,14 +113,11 @@ def _draw_row(axes: Axes, row: Row, table: PairTable) -> None:
     positions = np.arange(1, len(differences) + 1)
     for wanted, colour, marker in ((gains > 0, BLUE, "^"), (gains < 0, RED, "v"), (gains == 0, LIGHT_GREY, "o")):
         axes.scatter(positions[wanted], differences[wanted], s=9, color=colour, marker=marker, linewidth=0, zorder=3)
-    _draw_mean(axes, row, len(differences))
+    _draw_mean(axes, row.comparison, len(differences))
 
 
-def _draw_mean(axes: Axes, row: Row, cases: int) -> None:
+def _draw_mean(axes: Axes, found: Comparison, cases: int) -> None:
     """The mean and its interval, in a lane of its own to the right of the cases."""
-    found = row.comparison
-    if found is None:
-        return
     lane = cases + max(1.0, 0.1 * cases)
     axes.axvline((cases + 0.5 + lane) / 2, color="#CCCCCC", linewidth=0.5, zorder=1)
     if found.interval is not None:

@@ -96,22 +96,20 @@ class SurfaceTask:
     Attributes:
         reference: file of the label.
         prediction: file of the prediction.
-        classes: keys of summary.json, `1` or `(1, 2)`.
+        tolerances: of NSD by class, mm; classes are keys of summary.json, `1` or `(1, 2)`.
         dataset_json: names the reader and the ignore label.
-        tolerances: of NSD for each class, mm.
     """
 
     reference: Path
     prediction: Path
-    classes: tuple[str, ...]
+    tolerances: Mapping[str, float]
     dataset_json: dict[str, Any]
-    tolerances: tuple[float, ...]
 
 
 def surface_tasks(
     model: Model, cases: Sequence[str], *, labels: Path | None, tolerances: Mapping[str, float]
-) -> list[tuple[str, SurfaceTask]]:
-    """What to measure of a model, with the names of the cases.
+) -> list[SurfaceTask]:
+    """What to measure of a model, case by case.
 
     Args:
         model: whose predictions and labels are read again.
@@ -124,8 +122,8 @@ def surface_tasks(
         case = model.cases[name]
         reference = case.reference if labels is None else labels / case.prediction.name
         content = model.dataset_json or {"file_ending": case.prediction.name.removeprefix(name)}
-        chosen = tuple(tolerances[key] for key in case.metrics)
-        tasks.append((name, SurfaceTask(reference, case.prediction, tuple(case.metrics), content, chosen)))
+        chosen = {key: tolerances[key] for key in case.metrics}
+        tasks.append(SurfaceTask(reference, case.prediction, chosen, content))
     return tasks
 
 
@@ -161,9 +159,8 @@ def measure(task: SurfaceTask) -> dict[str, dict[str, float]]:
             )
     reader = determine_reader_writer_from_dataset_json(task.dataset_json, str(task.reference), verbose=False)()
     try:
-        (reference, properties), (prediction, _) = (
-            reader.read_seg(str(file)) for file in (task.reference, task.prediction)
-        )
+        reference, properties = reader.read_seg(str(task.reference))
+        prediction, _ = reader.read_seg(str(task.prediction))
     except (RuntimeError, OSError, ValueError) as error:
         raise DataProblem(
             f"cannot read {task.reference} and {task.prediction}: {' '.join(str(error).split())}"
@@ -175,12 +172,10 @@ def measure(task: SurfaceTask) -> dict[str, dict[str, float]]:
     ignored = task.dataset_json.get("labels", {}).get("ignore")
     counts = reference[0] != ignored if ignored is not None else True
     found = {}
-    for key, tolerance in zip(task.classes, task.tolerances, strict=True):
+    for key, tolerance in task.tolerances.items():
         label = key_to_label_or_region(key)
-        label_mask, predicted = (
-            region_or_label_to_mask(volume[0], label) & counts for volume in (reference, prediction)
-        )
-        found[key] = surface_metrics(label_mask, predicted, properties["spacing"], tolerance=tolerance)
+        masks = (region_or_label_to_mask(volume[0], label) & counts for volume in (reference, prediction))
+        found[key] = surface_metrics(*masks, properties["spacing"], tolerance=tolerance)
     return found
 
 

@@ -131,8 +131,8 @@ def task(folder, reference, prediction, labels, classes, *, tolerances=None):
         image.SetSpacing((1.0, 1.0, 4.0))  # x, y, z
         files.append(folder / f"{name}.nii.gz")
         sitk.WriteImage(image, str(files[-1]))
-    tolerances = tolerances or (1.0,) * len(classes)
-    return SurfaceTask(*files, classes, {"labels": labels, "file_ending": ".nii.gz"}, tolerances)
+    tolerances = dict(zip(classes, tolerances or (1.0,) * len(classes), strict=True))
+    return SurfaceTask(*files, tolerances, {"labels": labels, "file_ending": ".nii.gz"})
 
 
 def test_files_are_measured_with_their_spacing_by_class_and_region(tmp_path):

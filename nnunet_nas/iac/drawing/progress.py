@@ -8,20 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_nas.figures import (
-    BLUE,
-    DARK_GREEN,
-    GREEN,
-    ORANGE,
-    PURPLE,
-    RED,
-    SKY,
-    draw_losses,
-    new_figure,
-    shade_warmup,
-    whole_epochs,
-    write_figure,
-)
+from nnunet_nas import figures
 from nnunet_nas.iac.drawing.style import name_operation
 from nnunet_nas.iac.genotype import EDGES, INPUT_NODES, NODES, OPERATIONS, discretise, edges_into
 from nnunet_nas.iac.history import CellHistory
@@ -33,12 +20,12 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-_NODE_COLOURS = {2: BLUE, 3: ORANGE, 4: GREEN, 5: PURPLE}
+_NODE_COLOURS = {2: figures.BLUE, 3: figures.ORANGE, 4: figures.GREEN, 5: figures.PURPLE}
 
 
 def draw_progress(history: CellHistory, path: Path, *, title: str) -> None:
     """Writes `progress_figure` at 100 dots per inch; raises what `write_figure` raises."""
-    write_figure(progress_figure(history, title=title), path, dpi=100)
+    figures.write_figure(progress_figure(history, title=title), path, dpi=100)
 
 
 def progress_figure(history: CellHistory, *, title: str) -> Figure:
@@ -50,7 +37,7 @@ def progress_figure(history: CellHistory, *, title: str) -> Figure:
     epochs = len(history)
     with_tests = bool(np.isfinite(history.js).any() or np.isfinite(history.tau).any())
     heights = [2.2, *([1.6, 2.4] if with_tests else []), 3.3, 1.1]
-    figure = new_figure(10, 1.15 * sum(heights) + 0.9)
+    figure = figures.new_figure(10, 1.15 * sum(heights) + 0.9)
     grid = figure.add_gridspec(
         len(heights),
         height_ratios=heights,
@@ -72,14 +59,14 @@ def progress_figure(history: CellHistory, *, title: str) -> Figure:
     warmup = int(history.warmup.sum())
     for axes in panels:
         axes.set_xlim(-0.5, epochs - 0.5)
-        whole_epochs(axes)
+        figures.whole_epochs(axes)
         axes.tick_params(labelsize=8, labelbottom=axes is panels[-1])
         axes.yaxis.set_label_coords(-0.075, 0.5)
     # All but the heat map, whose cells would be hidden.
     for axes in panels[:-2] + panels[-1:]:
         axes.grid(alpha=0.3)
         axes.spines["top"].set_visible(False)
-        shade_warmup(axes, warmup)
+        figures.shade_warmup(axes, warmup)
     if warmup:
         panels[0].text(0.002, 1.01, "warm-up", fontsize=8, ha="left", va="bottom", transform=panels[0].transAxes)
     panels[-1].set_xlabel("epoch")
@@ -90,12 +77,12 @@ def _draw_losses(axes: Axes, history: CellHistory) -> None:
     from matplotlib.lines import Line2D
 
     style: dict[str, Any] = {"linewidth": 1.3, "marker": "o" if len(history) <= 60 else "", "markersize": 2.5}
-    lines, dice = draw_losses(axes, history, **style)
+    lines, dice = figures.draw_losses(axes, history, **style)
     if not np.isfinite([history.train_loss, history.val_loss, history.dice]).any():
         axes.text(0.5, 0.5, "nothing was measured yet", fontsize=9, ha="center", transform=axes.transAxes)
     if dice is not None:
         lines[-1].set_label("pseudo Dice (right)")
-        _style_right(dice, DARK_GREEN)
+        _style_right(dice, figures.DARK_GREEN)
     handles = [
         Line2D([], [], color=line.get_color(), linestyle=line.get_linestyle(), label=str(line.get_label()))
         for line in lines
@@ -114,20 +101,20 @@ def _draw_pruning(axes: Axes, history: CellHistory) -> None:
     from matplotlib.lines import Line2D
 
     steps = np.arange(len(history) + 1) - 0.5
-    axes.stairs(history.operations_left, steps, baseline=None, color=BLUE, linewidth=1.6)
+    axes.stairs(history.operations_left, steps, baseline=None, color=figures.BLUE, linewidth=1.6)
     axes.set_ylim(0, len(EDGES) * len(OPERATIONS) * 1.05)
     axes.set_yticks([14, 42, 70, 98])
     axes.set_ylabel("operations left")
     settled = axes.twinx()
-    settled.stairs(history.edges_settled, steps, baseline=None, color=RED, linewidth=1.6, linestyle="--")
+    settled.stairs(history.edges_settled, steps, baseline=None, color=figures.RED, linewidth=1.6, linestyle="--")
     settled.set_ylim(0, len(EDGES) * 1.05)
     settled.set_yticks([0, 7, 14])
     settled.set_ylabel("edges settled")
-    _style_right(settled, RED)
+    _style_right(settled, figures.RED)
     left, done = history.operations_left[-1], history.edges_settled[-1]
     handles = [
-        Line2D([], [], color=BLUE, label=f"operations left:\n{left} of {len(EDGES) * len(OPERATIONS)}"),
-        Line2D([], [], color=RED, linestyle="--", label=f"edges settled:\n{done} of {len(EDGES)} (right)"),
+        Line2D([], [], color=figures.BLUE, label=f"operations left:\n{left} of {len(EDGES) * len(OPERATIONS)}"),
+        Line2D([], [], color=figures.RED, linestyle="--", label=f"edges settled:\n{done} of {len(EDGES)} (right)"),
     ]
     _legend(axes, handles)
 
@@ -202,7 +189,7 @@ def _from_contrast(colour: Floats) -> Floats:
 
 def _draw_seconds(axes: Axes, history: CellHistory) -> None:
     steps = np.arange(len(history) + 1) - 0.5
-    axes.stairs(history.seconds, steps, fill=True, color=SKY)
+    axes.stairs(history.seconds, steps, fill=True, color=figures.SKY)
     total = float(np.nansum(history.seconds))
     axes.set_ylim(bottom=0)
     axes.set_ylabel("seconds")
