@@ -174,8 +174,8 @@ def measure(task: SurfaceTask) -> dict[str, dict[str, float]]:
     found = {}
     for key, tolerance in task.tolerances.items():
         label = key_to_label_or_region(key)
-        masks = (region_or_label_to_mask(volume[0], label) & counts for volume in (reference, prediction))
-        found[key] = surface_metrics(*masks, properties["spacing"], tolerance=tolerance)
+        one, other = (region_or_label_to_mask(volume[0], label) & counts for volume in (reference, prediction))
+        found[key] = surface_metrics(one, other, properties["spacing"], tolerance=tolerance)
     return found
 
 
