@@ -138,11 +138,9 @@ def check_folder(variable: str) -> Rows:
             yield Check(variable, "problem", f"{found}; {reason}".removeprefix("; "), mend)
         return
     free = shutil.disk_usage(folder).free
-    found = f"{found}, {free / _GIB:.1f} GiB free"
-    if free < _LOW_DISK and not only_read:
-        yield Check(variable, "warning", found, "free some space: data and checkpoints of one model take gigabytes")
-    else:
-        yield Check(variable, "ok", found)
+    low = free < _LOW_DISK and not only_read
+    mend = "free some space: data and checkpoints of one model take gigabytes" if low else ""
+    yield Check(variable, "warning" if low else "ok", f"{found}, {free / _GIB:.1f} GiB free", mend)
 
 
 def check_python() -> Rows:
@@ -180,12 +178,9 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> Rows:
     if not folder.is_dir():
         return
     free = shutil.disk_usage(folder).free
-    found = f"{free / _GIB:.1f} GiB free in {folder}"
-    if free < _LOW_SHARED_MEMORY and os.environ.get(_WORKERS, "").strip() != "0":
-        mend = "give the container more (--shm-size=8g), or export nnUNet_n_proc_DA=0"
-        yield Check("shared memory", "warning", found, mend)
-    else:
-        yield Check("shared memory", "ok", found)
+    low = free < _LOW_SHARED_MEMORY and os.environ.get(_WORKERS, "").strip() != "0"
+    mend = "give the container more (--shm-size=8g), or export nnUNet_n_proc_DA=0" if low else ""
+    yield Check("shared memory", "warning" if low else "ok", f"{free / _GIB:.1f} GiB free in {folder}", mend)
 
 
 @cache
@@ -369,11 +364,10 @@ def _check_gpu(index: int) -> Check:
     except Exception as error:
         mend = "install a torch built for this GPU, choose another one with CUDA_VISIBLE_DEVICES, or see who uses it"
         return Check(label, "problem", f"{name}: a convolution fails ({_one_line(error)})", mend)
+    low = free < _LOW_GPU_MEMORY
+    mend = "nnU-Net plans for 8 GiB: free the GPU, or plan with a smaller -gpu_memory_target" if low else ""
     found = f"{name}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free"
-    if free < _LOW_GPU_MEMORY:
-        mend = "nnU-Net plans for 8 GiB: free the GPU, or plan with a smaller -gpu_memory_target"
-        return Check(label, "warning", found, mend)
-    return Check(label, "ok", found)
+    return Check(label, "warning" if low else "ok", found, mend)
 
 
 def check_compile() -> Rows:

@@ -202,7 +202,7 @@ def _paths(wire: _Wire, places: list[tuple[float, float]]) -> tuple[Floats, Floa
     way = [(source[0], source[1] - _RADIUS)]
     if wire.lane:
         lane = _CENTRE + np.sign(wire.lane) * (_FIRST_LANE + _LANE * (abs(wire.lane) - 1))
-        passed = [places[node][1] for node in range(max(wire.edge.source + 1, INPUT_NODES), wire.edge.target)]
+        passed = [places[node][1] for node in _passes(wire.edge)]
         way += [(lane, passed[0] + _BOX_ABOVE_NODE + 0.02), (lane, passed[-1] - _RADIUS - 0.02)]
     before = _smooth([*way, (x, y + _BOX[1] / 2)])
     start = (x - wire.slot * 0.12, y - _BOX[1] / 2)

@@ -36,7 +36,9 @@ def progress_figure(history: CellHistory, *, title: str) -> Figure:
     """
     epochs = len(history)
     with_tests = bool(np.isfinite(history.js).any() or np.isfinite(history.tau).any())
-    heights = [2.2, *([1.6, 2.4] if with_tests else []), 3.3, 1.1]
+    of_tests = [(_draw_pruning, 1.6), (_draw_tests, 2.4)] if with_tests else []
+    drawn = [(_draw_losses, 2.2), *of_tests, (_draw_leaders, 3.3), (_draw_seconds, 1.1)]
+    heights = [height for _, height in drawn]
     figure = figures.new_figure(10, 1.15 * sum(heights) + 0.9)
     grid = figure.add_gridspec(
         len(heights),
@@ -49,15 +51,9 @@ def progress_figure(history: CellHistory, *, title: str) -> Figure:
     )
     panels = [figure.add_subplot(grid[row]) for row in range(len(heights))]
     figure.suptitle(title, fontsize=12, x=0.085, y=1 - 0.12 / figure.get_figheight(), ha="left", va="top")
-    remaining = iter(panels)
-    _draw_losses(next(remaining), history)
-    if with_tests:
-        _draw_pruning(next(remaining), history)
-        _draw_tests(next(remaining), history)
-    _draw_leaders(next(remaining), history)
-    _draw_seconds(next(remaining), history)
     warmup = int(history.warmup.sum())
-    for axes in panels:
+    for axes, (draw, _) in zip(panels, drawn, strict=True):
+        draw(axes, history)
         axes.set_xlim(-0.5, epochs - 0.5)
         figures.whole_epochs(axes)
         axes.tick_params(labelsize=8, labelbottom=axes is panels[-1])
