@@ -54,22 +54,31 @@ def find_preprocessed_dataset(name_or_number: str) -> Path:
         UsageError: neither a number nor a name.
         DataProblem: unknown or ambiguous data set, or not preprocessed.
     """
-    root = folder_from_environment("nnUNet_preprocessed")
-    known = dataset_names(root)
-    if _DATASET.fullmatch(name_or_number):
-        number = dataset_number(name_or_number)
-        matches = [name for name in known if name == name_or_number]
-    elif name_or_number.isdecimal():
-        number = int(name_or_number)
-        matches = [name for name in known if dataset_number(name) == number]
-    else:
+    folder_from_environment("nnUNet_preprocessed")
+    if not name_or_number.isdecimal() and not _DATASET.fullmatch(name_or_number):
         raise UsageError(f"-d {name_or_number} is neither a number nor a name such as Dataset004_Hippocampus")
+    return find_dataset("nnUNet_preprocessed", name_or_number, "run nnUNetv2_plan_and_preprocess -d {} first")
+
+
+def find_dataset(variable: str, name_or_number: str, mend: str) -> Path:
+    """The folder of a data set, given by number or name, below the one that a variable names.
+
+    Raises:
+        EnvironmentProblem: the variable is unset or names no folder.
+        UsageError: neither a number nor a name.
+        DataProblem: unknown, which `mend` says how to mend with the number for its braces, or ambiguous.
+    """
+    root = folder_from_environment(variable)
+    by_number = name_or_number.isdecimal()
+    number = int(name_or_number) if by_number else dataset_number(name_or_number)
+    known = dataset_names(root)
+    matches = [name for name in known if name == name_or_number or (by_number and dataset_number(name) == number)]
     if len(matches) > 1:
         raise DataProblem(f"data set {name_or_number} is ambiguous: {', '.join(matches)}; give the full name")
     if not matches:
         raise DataProblem(
-            f"data set {name_or_number} is not in nnUNet_preprocessed={root} (there: {', '.join(known) or 'none'}); "
-            f"run nnUNetv2_plan_and_preprocess -d {number} first"
+            f"data set {name_or_number} is not in {variable}={root} (there: {', '.join(known) or 'none'}); "
+            f"{mend.format(number)}"
         )
     return root / matches[0]
 

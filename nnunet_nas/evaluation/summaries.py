@@ -16,7 +16,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from nnunet_nas import commands
-from nnunet_nas.environment import VARIABLES, dataset_names, dataset_number, folder_from_environment
+from nnunet_nas.environment import dataset_number, find_dataset
 from nnunet_nas.errors import DataProblem, NasError, UsageError
 from nnunet_nas.files import read_json
 
@@ -97,25 +97,8 @@ class Model:
 
 
 def find_results(dataset: str) -> Path:
-    """The folder of a data set, given by number or name, in `nnUNet_results`.
-
-    Raises:
-        EnvironmentProblem: `nnUNet_results` is unset or no folder.
-        UsageError: neither a number nor a name.
-        DataProblem: nothing of the data set has been trained, or the number is ambiguous.
-    """
-    root = folder_from_environment(VARIABLES[2])
-    number = int(dataset) if dataset.isdecimal() else dataset_number(dataset)
-    known = dataset_names(root)
-    matches = [name for name in known if name == dataset or (dataset.isdecimal() and dataset_number(name) == number)]
-    if len(matches) > 1:
-        raise DataProblem(f"data set {dataset} is ambiguous: {', '.join(matches)}; give the full name")
-    if not matches:
-        raise DataProblem(
-            f"data set {dataset} is not in nnUNet_results={root} (there: {', '.join(known) or 'none'}); "
-            f"train models with nnUNetv2_train {number} CONFIGURATION FOLD first"
-        )
-    return root / matches[0]
+    """The folder of a data set in `nnUNet_results`; raises what `find_dataset` raises."""
+    return find_dataset("nnUNet_results", dataset, "train models with nnUNetv2_train {} CONFIGURATION FOLD first")
 
 
 def find_model(name: str, results: Path | None) -> Path:
