@@ -11,6 +11,7 @@ Two kinds of layers are written in another form, of the same value:
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import warnings
 from collections.abc import Sequence
@@ -110,13 +111,15 @@ def write_network(network: nn.Module, path: Path, *, channels: int, patch_size: 
         patch_size: voxels.
 
     Raises:
-        EnvironmentProblem: the packages that export are missing, or the file cannot be written.
+        EnvironmentProblem: the packages that export are missing, torch is too old, or the file cannot be written.
     """
     try:
         import onnx
         import onnxscript  # noqa: F401 (torch's exporter imports it)
     except ImportError as error:
         raise EnvironmentProblem(f"{error.name} is not installed: pip install 'nnunet-nas[export]'") from error
+    if "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
+        raise EnvironmentProblem(f"torch {torch.__version__} is too old to export networks: pip install 'torch>=2.6'")
     # Two patches: a batch of one would be taken for a constant.
     example = torch.zeros(2, channels, *patch_size)
     with torch.no_grad(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):

@@ -25,6 +25,7 @@ from nnunet_nas.errors import DataProblem, EnvironmentProblem
 from nnunet_nas.export import folder as export_folder
 from nnunet_nas.export.folder import ExportSettings, export
 from nnunet_nas.export.verification import CaseAgreement, Verification
+from nnunet_nas.runtime.__main__ import main as predict
 from nnunet_nas.runtime.predictor import Predictor
 from nnunet_nas.runtime.recipe import Component, read_recipe
 
@@ -83,9 +84,11 @@ def settings(exported, tmp_path, monkeypatch):
     return dataclasses.replace(shared, output=tmp_path / "export", postprocessing=None, cases=1)
 
 
-def _predict(export, images, output, **options):
-    command = [sys.executable, export / "predict.pyz", "-i", images, "-o", output, "-threads", "1"]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+def _predict(monkeypatch, export, images, output, *options):
+    """Runs the runtime's command in this process."""
+    arguments = ["predict.pyz", "-m", export, "-i", images, "-o", output, "-threads", "1", *options]
+    monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
+    return predict()
 
 
 def test_labels_are_nnunets(exported):
@@ -153,7 +156,13 @@ def test_the_archive_predicts_without_torch(exported, tmp_path):
     for package in ("torch", "nnunetv2", "nnunet_nas"):
         (blocked / package).mkdir(parents=True)
         (blocked / package / "__init__.py").write_text(f"raise ImportError('{package} is blocked')")
-    done = _predict(settings.output, settings.images, tmp_path / "out", env={"PYTHONPATH": str(blocked), "PATH": ""})
+    done = subprocess.run(
+        [sys.executable, settings.output / "predict.pyz", "-i", settings.images, "-o", tmp_path / "out"],
+        env={"PYTHONPATH": str(blocked), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr
     predictor = Predictor(settings.output)
@@ -192,37 +201,34 @@ def test_an_export_that_differs_is_refused_and_nothing_is_left(settings, tmp_pat
     assert "it differs, logits differ" in read_recipe(tmp_path / "export").unverified
 
 
-def test_without_images_it_is_refused_or_marked_and_a_bad_image_does_not_cost_the_others(settings, tmp_path):
+def test_without_images_it_is_refused_or_marked_and_a_bad_image_does_not_cost_the_others(
+    settings, tmp_path, monkeypatch, capsys
+):
     with pytest.raises(DataProblem, match="no images to verify"):
         export(dataclasses.replace(settings, images=None))
     assert export(dataclasses.replace(settings, images=None, unverified=True)) is None
     images = shutil.copytree(settings.images, tmp_path / "images")
     (images / "case_0_0000.nii.gz").write_bytes(b"no image")
-    done = _predict(settings.output, images, tmp_path / "out")
-    assert done.returncode == 4
-    assert "WARNING: not verified against nnU-Net" in done.stderr
-    assert "case_0_0000.nii.gz cannot be read" in done.stderr
+    assert _predict(monkeypatch, settings.output, images, tmp_path / "out") == 4
+    said = capsys.readouterr().err
+    assert "WARNING: not verified against nnU-Net" in said
+    assert "case_0_0000.nii.gz cannot be read" in said
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["case_1.nii.gz"]
 
 
 def test_what_is_there_is_predicted_again_or_kept_as_nnunet_does(exported, tmp_path, monkeypatch, capsys):
-    from nnunet_nas.runtime.__main__ import main as predict
-
     settings = exported[0]
     (tmp_path / "out").mkdir()
     for case in ("case_0", "case_1"):
         (tmp_path / "out" / f"{case}.nii.gz").write_bytes(b"of another day")
-    arguments = ["predict.pyz", "-m", settings.output, "-i", settings.images, "-o", tmp_path / "out", "-threads", "1"]
-    monkeypatch.setattr(sys, "argv", [*map(str, arguments), "--continue_prediction"])
-    assert predict() == 0
+    to_out = (monkeypatch, settings.output, settings.images, tmp_path / "out")
+    assert _predict(*to_out, "--continue_prediction") == 0
     assert (tmp_path / "out" / "case_0.nii.gz").read_bytes() == b"of another day"
-    monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
-    assert predict() == 0
+    assert _predict(*to_out) == 0
     assert (tmp_path / "out" / "case_0.nii.gz").read_bytes() != b"of another day"
     (tmp_path / "file").touch()
-    monkeypatch.setattr(sys, "argv", list(map(str, [*arguments[:6], tmp_path / "file" / "out"])))
     capsys.readouterr()
-    assert predict() == 3
+    assert _predict(*to_out[:3], tmp_path / "file" / "out") == 3
     assert capsys.readouterr().err.startswith(f"predict: -o {tmp_path / 'file' / 'out'} cannot be written (")
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_nas.export.network import AxiswiseInstanceNorm, ChannelsToVoxels, portable
+from nnunet_nas.errors import EnvironmentProblem
+from nnunet_nas.export.network import AxiswiseInstanceNorm, ChannelsToVoxels, portable, write_network
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -34,3 +35,10 @@ def test_what_has_no_other_form_stays():
     running = nn.InstanceNorm2d(2, track_running_stats=True)
     twin = portable(nn.Sequential(overlapping, running))
     assert [type(module) for module in twin] == [nn.ConvTranspose2d, nn.InstanceNorm2d]
+
+
+def test_a_torch_that_cannot_export_is_named(monkeypatch, tmp_path):
+    pytest.importorskip("onnxscript", reason="needs the packages of nnunet-nas[export]")
+    monkeypatch.setattr(torch.onnx, "export", lambda model, args, f=None: None)
+    with pytest.raises(EnvironmentProblem, match=r"is too old to export networks: pip install 'torch>=2\.6'"):
+        write_network(nn.Conv2d(1, 1, 1), tmp_path / "network.onnx", channels=1, patch_size=(4, 4))
