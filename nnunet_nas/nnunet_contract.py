@@ -186,6 +186,16 @@ CONTRACT: tuple[Used, ...] = (
         attributes="load_case get_identifiers",
     ),
     *_used(
+        "a race of widths measures on patches that it draws",
+        "nnunetv2.training.dataloading.data_loader:nnUNetDataLoader",
+        "data batch_size patch_size final_patch_size label_manager oversample_foreground_percent",
+    ),
+    *_used(
+        "a race of widths measures on patches that it draws",
+        f"{_TRAINER}.get_validation_transforms",
+        "deep_supervision_scales is_cascaded foreground_labels regions ignore_label",
+    ),
+    *_used(
         "patches are cut by it",
         "acvl_utils.cropping_and_padding.bounding_boxes:crop_and_pad_nd",
         "image bbox pad_value",

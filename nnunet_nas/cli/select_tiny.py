@@ -8,6 +8,7 @@ examples:
   nnunet_nas select_tiny -d 4 -c 2d
   nnunet_nas select_tiny -d 4 -c 3d_fullres -n 16 -seed 0 1 2 3 4 5 6 7 8 9 -rule spread
   nnunet_nas select_tiny -d 4 -max_params 100000 --dry_run
+  nnunet_nas select_tiny -d 4 -rule race -margin 0.01 -horizon 250000 -race_budget 5000
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from nnunet_nas.cli.common import add_dataset_arguments, format_table, quiet_output, select_device
 from nnunet_nas.commands import train_and_predict
 from nnunet_nas.environment import dataset_number, find_preprocessed_dataset
-from nnunet_nas.xtiny.request import DEFAULT_SEED, TinySettings, finished_report, results_folder
+from nnunet_nas.xtiny.request import DEFAULT_SEED, RACE, TinySettings, finished_report, results_folder
 
 if TYPE_CHECKING:
     from nnunet_nas.xtiny.job import TinyJob
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 SUMMARY = "find the smallest channel width that still works (XTinyU-Net)"
 # Named here too, because importing the modules that define them would import torch.
 METRICS = ("jacobian", "naswot", "swap", "az_nas", "synflow")
-RULES = ("paper", "spread")
+RULES = ("paper", "spread", "race")
+_KEPT = "scores so far are kept, the same command goes on from there"
 _BUDGETS = {"max_params": "parameters", "max_macs": "macs", "max_memory_mib": "inference_mib"}
 
 
@@ -56,10 +58,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=RULES,
         default="paper",
         help="paper: where the mean curve starts to vary; spread (5 seeds or more): the narrowest width whose score "
-        "does not hinge on the random weights (default: %(default)s)",
+        "does not hinge on the random weights; race: the narrowest width that, trained with labels for a while, no "
+        "wider one will beat by more than the margin (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-margin", type=_margin, default=0.01, help="race: Dice that may be lost (default: %(default)s)"
+    )
+    parser.add_argument(
+        "-horizon", type=_positive, default=250_000, metavar="N", help="race: iterations you will train (%(default)s)"
+    )
+    parser.add_argument(
+        "-race_budget",
+        type=_positive,
+        default=5000,
+        metavar="N",
+        help="race: base iterations that it costs (%(default)s)",
     )
     parser.add_argument("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="default: %(default)s")
-    parser.add_argument("-batch_size", type=_positive, metavar="B", help="images scored at once (default: by memory)")
+    parser.add_argument(
+        "-batch_size",
+        type=_positive,
+        metavar="B",
+        help="images scored at once (default: by memory), or patches per iteration of a race (default: as planned)",
+    )
     parser.add_argument("-max_params", "--max_params", type=_positive, metavar="N", help="budget: parameters")
     parser.add_argument("-max_macs", "--max_macs", type=_positive, metavar="N", help="budget: MACs of one patch")
     parser.add_argument(
@@ -97,12 +118,30 @@ def run(args: argparse.Namespace) -> int:
 def _select(dataset: Path, settings: TinySettings, device: str) -> tuple[dict[str, Any], list[str], Path | None]:
     """The content of selection.json, the configurations that were added, where an earlier run's reports are now."""
     with quiet_output():
-        from nnunet_nas.xtiny.job import TinyJob, Written
+        from nnunet_nas.xtiny.width_job import Written
+
+        if settings.rule == RACE:
+            return _race(dataset, settings, device)
+        from nnunet_nas.xtiny.job import TinyJob
 
         job = TinyJob(dataset, settings, select_device(device))
         with job.alone():
             report = _score(job)
             written = Written([], None) if settings.dry_run else job.write(report)
+    return report.to_json(), written.configurations, written.earlier
+
+
+def _race(dataset: Path, settings: TinySettings, device: str) -> tuple[dict[str, Any], list[str], Path | None]:
+    from nnunet_nas.xtiny.race_job import RaceJob
+
+    job = RaceJob(dataset, settings, select_device(device))
+    print(job.announcement(), file=sys.stderr)
+    with job.alone(), _progress_bar(settings.race_budget, unit="base iteration") as progress:
+        try:
+            report = job.run(progress)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_KEPT) from None
+        written = job.write(report)
     return report.to_json(), written.configurations, written.earlier
 
 
@@ -121,6 +160,9 @@ def _settings(args: argparse.Namespace) -> TinySettings:
         output=args.o,
         overwrite=args.overwrite,
         dry_run=args.dry_run,
+        margin=args.margin,
+        horizon=args.horizon,
+        race_budget=args.race_budget,
     )
 
 
@@ -129,25 +171,29 @@ def _score(job: TinyJob) -> Report:
         try:
             return job.run(progress)
         except KeyboardInterrupt:
-            kept = "scores so far are kept, the same command goes on from there"
-            raise KeyboardInterrupt("nothing was kept (dry run)" if job.settings.dry_run else kept) from None
+            raise KeyboardInterrupt("nothing was kept (dry run)" if job.settings.dry_run else _KEPT) from None
 
 
 @contextlib.contextmanager
-def _progress_bar(total: int) -> Iterator[Callable[[int], object]]:
+def _progress_bar(total: int, unit: str = "score") -> Iterator[Callable[[float], object]]:
     """A bar over (candidate, image) with the time left, on standard error and on a terminal only."""
     from tqdm import tqdm
 
-    with tqdm(total=total, unit="score", file=sys.stderr, disable=not sys.stderr.isatty(), leave=False) as bar:
+    with tqdm(total=total, unit=unit, file=sys.stderr, disable=not sys.stderr.isatty(), leave=False) as bar:
         yield bar.update
 
 
 def _print_report(report: dict[str, Any], *, seconds: float) -> None:
     """The content of selection.json as a table and sentences."""
     inputs, selected = report["inputs"], report["selected"]["configuration"]
-    name = "sensitivity" if inputs["metric"] == "jacobian" else inputs["metric"]
-    header = ["configuration", "cap", "parameters", "MACs", "memory MiB", name, "difference", ""]
-    differences = ["", *(f"{value:.3f}" for value in report["paper_rule"]["differences"])]
+    race = report["rule"] == RACE
+    name = {"jacobian": "sensitivity", "dice": "Dice"}.get(inputs["metric"], inputs["metric"])
+    header = ["configuration", "cap", "parameters", "MACs", "memory MiB", name]
+    header += ["iterations" if race else "difference", ""]
+    if race:
+        last = [f"{candidate['iterations']:,}" for candidate in report["candidates"]]
+    else:
+        last = ["", *(f"{value:.3f}" for value in report["paper_rule"]["differences"])]
     rows = [
         [
             candidate["configuration"],
@@ -155,11 +201,11 @@ def _print_report(report: dict[str, Any], *, seconds: float) -> None:
             f"{candidate['parameters']:,}",
             f"{candidate['macs'] / 1e9:.3f} G",
             f"{candidate['inference_mib']:.1f}",
-            f"{candidate['score']:.5g}",
-            difference,
+            "" if candidate["score"] is None else f"{candidate['score']:.5g}",
+            column,
             "<- selected" if candidate["configuration"] == selected else "",
         ]
-        for candidate, difference in zip(report["candidates"], differences, strict=True)
+        for candidate, column in zip(report["candidates"], last, strict=True)
     ]
     print(format_table(header, rows))
     print()
@@ -183,6 +229,16 @@ def _positive(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def _margin(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a difference of Dice: between 0 and 1")
     return value
 
 

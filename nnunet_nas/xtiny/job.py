@@ -5,108 +5,53 @@ Everything that can be refused is refused by `TinyJob`'s constructor, so that no
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 
-from nnunet_nas.architecture import build_without_weights, derive, network_spec
+from nnunet_nas.architecture import build_without_weights
 from nnunet_nas.complexity import complexity_of
 from nnunet_nas.data import PatchSource, list_cases
 from nnunet_nas.errors import DataProblem, UsageError
-from nnunet_nas.files import locked, require_writable
-from nnunet_nas.plans import Plans, Provenance
 from nnunet_nas.xtiny.decision import decide
 from nnunet_nas.xtiny.proxies import PROXIES
 from nnunet_nas.xtiny.report import Report, write_report
-from nnunet_nas.xtiny.request import TinySettings, inputs_of, keep_earlier, results_folder, score_key
-from nnunet_nas.xtiny.scoring import Scorer, candidates_of
+from nnunet_nas.xtiny.request import inputs_of, score_key
+from nnunet_nas.xtiny.scoring import Scorer
 from nnunet_nas.xtiny.selection import MIN_CANDIDATES, MIN_SPREAD_SEEDS, within_budget
 from nnunet_nas.xtiny.sensitivity import uses_batch_statistics
 from nnunet_nas.xtiny.store import ScoreStore
-from nnunet_nas.xtiny.widths import candidate_name
+from nnunet_nas.xtiny.width_job import WidthJob, Written
 
 _ONE_AT_A_TIME = "The network has batch normalisation, in which images influence each other: scored one at a time."
 # From this share of the largest possible score on, a metric hardly tells widths apart (our choice).
 _NEARLY = 0.9
 
 
-class Written(NamedTuple):
-    """What a selection left behind.
+class TinyJob(WidthJob):
+    """One selection at initialisation.
 
     Attributes:
-        configurations: names of those that were not in the plans yet.
-        earlier: where the reports of an earlier run with other inputs were moved to, if there were any.
-    """
-
-    configurations: list[str]
-    earlier: Path | None
-
-
-class TinyJob:
-    """One selection on one data set.
-
-    Attributes:
-        output_folder: where reports and scores lie, beside the plans.
         notes: what the user should know about the way of scoring, one sentence each.
+        source: the images.
     """
 
-    def __init__(self, dataset: Path, settings: TinySettings, device: torch.device) -> None:
-        """Reads and checks everything.
-
-        Args:
-            dataset: preprocessed folder of the data set.
-            settings: what to do.
-            device: where to score.
-
-        Raises:
-            NasError: anything that would make the job fail later.
-        """
-        self.dataset = dataset
-        self.settings = settings
-        self.device = device
-        self.plans = Plans.of(dataset, settings.plans)
-        self.plans.require_fresh(settings.configuration)
-        self.configuration = self.plans.resolve(settings.configuration)
-        self._require_single_stage()
-        self.base = network_spec(self.plans, settings.configuration)
-        self.candidates = candidates_of(self.base, settings.configuration)
+    def check(self) -> None:
+        """Too few candidates or seeds for the rule."""
         self._require_enough_candidates()
         self._require_sound_seeds()
         self.notes = [_ONE_AT_A_TIME] if uses_batch_statistics(build_without_weights(self.base)) else []
-        self.source = PatchSource(self._data_folder, self._cases(), self.base.patch_size)
+
+    def find_cases(self) -> list[str]:
+        """The images to score, drawn or named; opens them."""
+        known = list_cases(self.data_folder)
+        if len(set(self.settings.cases)) != len(self.settings.cases):
+            raise UsageError("-cases names a case twice")
+        self.source = PatchSource(self.data_folder, self.settings.cases_among(known), self.base.patch_size)
         self._require_enough_images()
-        self.output_folder = results_folder(dataset, settings)
-        base = settings.configuration
-        # All but the widest, which is the base itself.
-        self._derived = [
-            derive(candidate_name(base, candidate.cap), base, candidate.spec, self._provenance(candidate.cap, None))
-            for candidate in self.candidates[1:]
-        ]
-        if not settings.dry_run:
-            self._require_open_door()
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keeps a second scoring of the same configuration out: it would do the same work twice.
-
-        Raises:
-            EnvironmentProblem: another process is at it.
-        """
-        if self.settings.dry_run:
-            yield
-            return
-        busy = (
-            f"another select_tiny is scoring {self.settings.configuration} of {self.dataset.name}: wait for it and "
-            f"run this again, its scores will be used"
-        )
-        with locked(self.output_folder, timeout=0, busy=busy):
-            yield
+        return self.source.cases
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -158,18 +103,10 @@ class TinyJob:
         )
 
     def write(self, report: Report) -> Written:
-        """Adds the configurations, or the record of this run to those that are there, then writes the reports."""
-        selected = report.caps[report.decision.position]
-        derived = [
-            replace(item, provenance=self._provenance(cap, selected))
-            for item, cap in zip(self._derived, report.caps[1:], strict=True)
-        ]
-        added = self.plans.add(
-            derived, output=self.settings.output, overwrite=self.settings.overwrite, renew_records=True
-        )
-        earlier = keep_earlier(self.output_folder, report.inputs)
+        """Adds the configurations, then writes the reports."""
+        written = self.add_configurations(report.caps[report.decision.position], report.inputs)
         write_report(report, self.output_folder)
-        return Written(added, earlier)
+        return written
 
     def _saturated(self, curves: np.ndarray) -> list[str]:
         """A sentence about widths that a metric cannot tell apart, because no network can score more on these images.
@@ -197,43 +134,13 @@ class TinyJob:
             f"or nearly there: it hardly tells them apart, {more}."
         ]
 
-    @property
-    def _data_folder(self) -> Path:
-        identifier = self.configuration.get("data_identifier")
-        if not isinstance(identifier, str):
-            raise DataProblem(
-                f"configuration {self.settings.configuration} has no data_identifier: plan the data set again with "
-                f"nnUNetv2_plan_experiment"
-            )
-        return self.dataset / identifier
-
-    def _cases(self) -> list[str]:
-        known = list_cases(self._data_folder)
-        if len(set(self.settings.cases)) != len(self.settings.cases):
-            raise UsageError("-cases names a case twice")
-        return self.settings.cases_among(known)
-
     @cached_property
     def _key(self) -> dict[str, Any]:
         return score_key(self.plans, self.settings, self.source.cases, self.device.type)
 
-    def _provenance(self, cap: int, selected_cap: int | None) -> Provenance:
-        settings = {
-            "cap": cap,
-            "metric": self.settings.metric,
-            "rule": self.settings.rule,
-            "images": len(self.source.cases),
-            "selected_cap": selected_cap,
-        }
-        return Provenance("xtiny", self.plans.digest(self.settings.configuration), settings, self.settings.seeds)
-
-    def _require_single_stage(self) -> None:
-        if self.configuration.get("previous_stage"):
-            raise DataProblem(
-                f"{self.settings.configuration} is a cascade's second stage and takes another network's "
-                f"predictions as input, which unlabelled images do not have: choose its single-stage base, for example "
-                f"-c 3d_fullres"
-            )
+    def provenance_settings(self) -> dict[str, Any]:
+        """With the metric."""
+        return {"metric": self.settings.metric, **super().provenance_settings()}
 
     def _require_enough_candidates(self) -> None:
         if len(self.candidates) < MIN_CANDIDATES:
@@ -259,8 +166,3 @@ class TinyJob:
             raise UsageError(
                 f"-metric {self.settings.metric} compares images with each other and needs {least}, not {images}: -n 64"
             )
-
-    def _require_open_door(self) -> None:
-        require_writable(self.dataset)
-        self.plans.check(self._derived, output=self.settings.output, overwrite=self.settings.overwrite)
-        require_writable(self.output_folder)

@@ -15,13 +15,16 @@ from typing import Any
 
 from nnunet_nas.cases import draw_cases, files_digest, image_files
 from nnunet_nas.commands import DEFAULT_PLANS
-from nnunet_nas.errors import NasError
+from nnunet_nas.errors import DataProblem, NasError
+from nnunet_nas.files import read_json
 from nnunet_nas.plans import Plans, package_versions
 
 DEFAULT_IMAGES = 64
 DEFAULT_SEED = 369
-SELECTION = "selection.json"
-REPORTS = (SELECTION, "scores.csv", "sensitivity.png")
+SELECTION, SCORES = "selection.json", "scores.csv"
+RACE = "race"
+# The fold whose training cases a race trains on, and on whose validation cases it is decided.
+RACE_FOLD = 0
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,15 @@ class TinySettings:
         seeds: of the weights.
         image_seed: draws the images, so that more seeds of the weights are scored on the same ones.
         metric: a key of `PROXIES`.
-        rule: `paper` or `spread`.
+        rule: `paper`, `spread` or `race`.
         budgets: upper limits by name of a cost (`parameters`, `macs`, `inference_mib`).
         batch_size: images scored at once; None chooses by memory.
         output: identifier of a separate plans file.
         overwrite: replace configurations of the same names.
         dry_run: write nothing.
+        margin: Dice that a wider width may be better by, in a race.
+        horizon: iterations that the user will train, likewise.
+        race_budget: what a race may cost, in iterations of the base.
     """
 
     configuration: str = "2d"
@@ -57,6 +63,19 @@ class TinySettings:
     output: str | None = None
     overwrite: bool = False
     dry_run: bool = False
+    margin: float = 0.01
+    horizon: int = 250_000
+    race_budget: int = 5000
+
+    @property
+    def measure(self) -> str:
+        """What widths are scored by: the metric, or what a race measures."""
+        return "dice" if self.rule == RACE else self.metric
+
+    @property
+    def reports(self) -> tuple[str, str, str]:
+        """Files that a selection leaves."""
+        return SELECTION, SCORES, "race.png" if self.rule == RACE else "sensitivity.png"
 
     def cases_among(self, known: Sequence[str]) -> list[str]:
         """The cases to score.
@@ -75,26 +94,53 @@ class TinySettings:
 
 def results_folder(dataset: Path, settings: TinySettings) -> Path:
     """Where reports and scores lie, beside the plans."""
-    suffix = "" if settings.metric == "jacobian" else f"__{settings.metric}"
+    suffix = f"__{RACE}" if settings.rule == RACE else "" if settings.metric == "jacobian" else f"__{settings.metric}"
     return dataset / "nas_xtiny" / f"{settings.output or settings.plans}__{settings.configuration}{suffix}"
 
 
 def score_key(plans: Plans, settings: TinySettings, cases: Sequence[str], device: str) -> dict[str, Any]:
     """Everything that a score depends on besides seed and width."""
     dataset, identifier = plans.path.parent, plans.resolve(settings.configuration)["data_identifier"]
-    return {
+    key = {
         "dataset": dataset.name,
         "plans": settings.plans,
         "configuration": settings.configuration,
         "base_digest": plans.digest(settings.configuration),
         "data_identifier": identifier,
-        "data_fingerprint": _fingerprint(dataset, dataset / identifier, cases),
+        "data_fingerprint": _fingerprint(dataset, scored_files(dataset / identifier, settings, cases)),
         "cases": list(cases),
-        "metric": settings.metric,
+        "metric": settings.measure,
         "device": device,
         "batch_size": settings.batch_size,
         "versions": package_versions(),
     }
+    return {**key, "horizon": settings.horizon, "fold": RACE_FOLD} if settings.rule == RACE else key
+
+
+def scored_files(folder: Path, settings: TinySettings, cases: Sequence[str]) -> list[Path]:
+    """The files that scores depend on: the images, or for a race everything that nnU-Net's preprocessing wrote.
+
+    What nnU-Net unpacks later (`.npy`) is no other data.
+    """
+    if settings.rule == RACE:
+        splits = folder.parent / "splits_final.json"
+        return [*sorted(path for path in folder.iterdir() if path.suffix != ".npy"), splits]
+    files = image_files(folder)
+    return [files[case] for case in cases if case in files]
+
+
+def race_cases(dataset: Path) -> list[str]:
+    """The cases that a race is decided on: nnU-Net's split must be there.
+
+    Raises:
+        DataProblem: it is not, or has no such fold.
+    """
+    mend = "restore it, or remove it so that nnU-Net makes a new one"
+    splits = read_json(dataset / "splits_final.json", mend)
+    try:
+        return sorted(splits[RACE_FOLD]["val"])
+    except (IndexError, KeyError, TypeError) as error:
+        raise DataProblem(f"{dataset / 'splits_final.json'} has no fold {RACE_FOLD}: {mend}") from error
 
 
 def inputs_of(key: dict[str, Any], settings: TinySettings) -> dict[str, Any]:
@@ -102,9 +148,10 @@ def inputs_of(key: dict[str, Any], settings: TinySettings) -> dict[str, Any]:
     return {
         **key,
         "seeds": list(settings.seeds),
-        "image_seed": settings.image_seed,
+        **({} if settings.rule == RACE else {"image_seed": settings.image_seed}),
         "rule": settings.rule,
         "budgets": settings.budgets,
+        **({"margin": settings.margin, "race_budget": settings.race_budget} if settings.rule == RACE else {}),
     }
 
 
@@ -126,19 +173,21 @@ def finished_report(dataset: Path, settings: TinySettings, device: str) -> dict[
         plans = Plans.of(dataset, settings.plans)
         plans.require_fresh(settings.configuration)
         identifier = plans.resolve(settings.configuration)["data_identifier"]
-        cases = settings.cases_among(list(image_files(dataset / identifier)))
+        race = settings.rule == RACE
+        cases = race_cases(dataset) if race else settings.cases_among(list(image_files(dataset / identifier)))
         asked = inputs_of(score_key(plans, settings, cases, device), settings)
-        there = all((folder / name).is_file() for name in REPORTS)
+        there = all((folder / name).is_file() for name in settings.reports)
         if there and report["inputs"] == asked and (settings.dry_run or _all_added(plans, settings, report)):
             return report
     return None
 
 
-def keep_earlier(folder: Path, inputs: dict[str, Any]) -> Path | None:
+def keep_earlier(folder: Path, reports: Sequence[str], inputs: dict[str, Any]) -> Path | None:
     """Moves the reports of a run with other inputs aside, before those of this one are written.
 
     Args:
         folder: of the reports.
+        reports: names of their files, the selection first.
         inputs: of this run.
 
     Returns:
@@ -155,20 +204,19 @@ def keep_earlier(folder: Path, inputs: dict[str, Any]) -> Path | None:
         content = json.dumps(earlier, sort_keys=True).encode()
     kept = folder / f"earlier_{hashlib.sha256(content).hexdigest()[:8]}"
     kept.mkdir(exist_ok=True)
-    for name in reversed(REPORTS):  # the selection last: a kill in between leaves it to be moved again
+    for name in reversed(reports):  # the selection last: a kill in between leaves it to be moved again
         with contextlib.suppress(FileNotFoundError):
             (folder / name).replace(kept / name)
     return kept
 
 
-def _fingerprint(dataset: Path, folder: Path, cases: Sequence[str]) -> str:
-    """A digest of nnU-Net's own description of the data and of the scored images as files."""
+def _fingerprint(dataset: Path, files: Sequence[Path]) -> str:
+    """A digest of nnU-Net's own description of the data and of files as such."""
     digest = hashlib.sha256()
     for name in ("dataset.json", "dataset_fingerprint.json"):
         path = dataset / name
         digest.update(path.read_bytes() if path.exists() else b"")
-    files = image_files(folder)
-    digest.update(files_digest(files[case] for case in cases if case in files).encode())
+    digest.update(files_digest(files).encode())
     return digest.hexdigest()[:16]
 
 
