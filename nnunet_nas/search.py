@@ -193,6 +193,16 @@ class SearchTrainer(ResumableTrainer):
             loss: nn.Module = super()._build_loss()
         return loss
 
+    @contextlib.contextmanager
+    def without_the_others(self) -> Iterator[None]:
+        """What one process does by itself: a loss that waits for no other one, as that of nnU-Net's batch Dice does."""
+        before, self._parallel, loss = self._parallel, False, self.loss
+        self.loss = self._build_loss()
+        try:
+            yield
+        finally:
+            self._parallel, self.loss = before, loss
+
     def _do_i_compile(self) -> bool:
         """Never: the graph changes during a search."""
         return False

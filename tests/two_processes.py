@@ -23,9 +23,10 @@ def main(rank, port, trainer, dataset, output):
     trainer.device = torch.device("cpu")
     batches, loss_of = [], trainer.loss_of
 
-    def recorded_loss_of(batch):
-        batches.append(batch["data"].double().sum().item())
-        return loss_of(batch)
+    def recorded_loss_of(batch, network=None):
+        if network is None:  # of another network: what the first process does by itself
+            batches.append(batch["data"].double().sum().item())
+        return loss_of(batch, network)
 
     trainer.loss_of = recorded_loss_of
     trainer.run_training()

@@ -292,7 +292,8 @@ class CellSearchTrainer(SearchTrainer):
         if not steps:
             return {}
         try:
-            gain = self._gain_of_training(self._trial_network(genotype), steps)
+            with self.without_the_others():
+                gain = self._gain_of_training(self._trial_network(genotype), steps)
         except DataProblem as error:
             self.print_to_log_file(f"WARNING: the trial of the residual cell diverged: {error}")
             return {"trial": {"iterations": steps, "answer": "identity"}}
