@@ -40,6 +40,7 @@ class SearchTrainer(ResumableTrainer):
 
     settings_class: ClassVar[type[Any]]
     is_ddp: bool
+    loss: nn.Module
     _drawn_epochs: int
     _added: bool
     _next_drawing: float
@@ -196,7 +197,8 @@ class SearchTrainer(ResumableTrainer):
     @contextlib.contextmanager
     def without_the_others(self) -> Iterator[None]:
         """What one process does by itself: a loss that waits for no other one, as that of nnU-Net's batch Dice does."""
-        before, self._parallel, loss = self._parallel, False, self.loss
+        before, loss = self._parallel, self.loss
+        self._parallel = False
         self.loss = self._build_loss()
         try:
             yield
