@@ -727,6 +727,7 @@ def test_a_configuration_that_cannot_be_narrowed_is_said(tiny, dataset, plans_fi
 def test_a_network_whose_module_does_not_import_is_said(tiny, dataset, plans_file, tmp_path, monkeypatch):
     (tmp_path / "needs_a_gpu.py").write_text("raise OSError('libcuda\\nis missing')")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("NNUNET_NAS_TRUST", "needs_a_gpu")
     edit(plans_file, with_architecture(network_class_name="needs_a_gpu.Net"))
     refused(tiny, 4, "needs_a_gpu.Net", "libcuda is missing", dataset=dataset)
 
