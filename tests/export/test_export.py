@@ -171,6 +171,7 @@ def test_the_archive_predicts_without_torch(exported, tmp_path):
         np.testing.assert_array_equal(sitk.GetArrayFromImage(written), predictor.predict(case.files))
 
 
+@pytest.mark.integration
 def test_an_archive_in_the_path_is_the_python_interface(exported):
     settings = exported[0]
     code = f"""
