@@ -429,8 +429,8 @@ class TestCommand:
         assert rows["nnUNet_extTrainer"] == {
             "name": "nnUNet_extTrainer",
             "status": "ok",
-            "found": f"{ours}: nnUNetTrainerDiNTSSearch, nnUNetTrainerIACLTHSearch, nnUNetTrainerIACRetrofit, "
-            "nnUNetTrainerIACSearch",
+            "found": f"{ours}: nnUNetTrainerDiNTSSearch, nnUNetTrainerDistill, nnUNetTrainerIACLTHSearch, "
+            "nnUNetTrainerIACRetrofit, nnUNetTrainerIACSearch",
             "mend": "",
         }
         for name in ("numpy", "torch", "nnunetv2", "blosc2"):
