@@ -33,9 +33,12 @@ NETWORK_ERRORS = (
     ImportError,
     IndexError,
     KeyError,
+    OverflowError,
+    RecursionError,
     RuntimeError,
     TypeError,
     ValueError,
+    ZeroDivisionError,
     pydoc.ErrorDuringImport,
 )
 _ARCHITECTURE_KEYS = ("network_class_name", "arch_kwargs", "_kw_requires_import")

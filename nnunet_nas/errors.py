@@ -41,6 +41,11 @@ class BudgetProblem(NasError):
     exit_code = 5
 
 
+def printable(text: str) -> str:
+    """Text from files without what a terminal would take for a command."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 @contextlib.contextmanager
 def exit_with_one_line() -> Iterator[None]:
     """Ends the program with the message of a `NasError` and its exit code, for code that nnU-Net's commands call.
@@ -53,5 +58,5 @@ def exit_with_one_line() -> Iterator[None]:
     except NasError as error:
         if os.environ.get("NNUNET_NAS_VERBOSE"):
             traceback.print_exc()
-        print(f"nnunet_nas: {error}", file=sys.stderr)
+        print(f"nnunet_nas: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(error.exit_code) from error

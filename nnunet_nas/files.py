@@ -8,11 +8,17 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from nnunet_nas.errors import DataProblem, EnvironmentProblem
+
+# Python's own limit is a thousand, of which copying and comparing take several for every level.
+_DEEPEST = 50
+_PAUSE_SECONDS = 0.02
+_RECENT_SECONDS = 2.0
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -62,25 +68,51 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
             path.unlink()
 
 
-def read_json(path: Path, mend: str) -> Any:
+def read_json(path: Path, mend: str, *, patience: float = 0) -> Any:
     """Parses a JSON file.
 
     Args:
         path: the file.
         mend: what the user can do if the file is missing or broken, ends the error message.
+        patience: seconds to wait for who is just writing the file in place, as nnU-Net does.
 
     Raises:
-        DataProblem: missing, truncated or not JSON.
+        DataProblem: missing, truncated, not JSON, or nested deeper than anything that is read here.
         EnvironmentProblem: not readable.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataProblem(f"{path} does not exist: {mend}") from error
-    except OSError as error:
-        raise EnvironmentProblem(f"cannot read {path} ({error.strerror}): make it readable for you") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataProblem(f"{path} is not valid JSON ({error}): {mend}") from error
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return _parsed(path)
+        except FileNotFoundError as error:
+            raise DataProblem(f"{path} does not exist: {mend}") from error
+        except OSError as error:
+            raise EnvironmentProblem(f"cannot read {path} ({error.strerror}): make it readable for you") from error
+        except (ValueError, RecursionError) as error:  # json: not JSON, a number of thousands of digits; too deep
+            if _just_written(path) and time.monotonic() < deadline:
+                time.sleep(_PAUSE_SECONDS)
+                continue
+            raise DataProblem(f"{path} is not valid JSON ({error}): {mend}") from error
+
+
+def _parsed(path: Path) -> Any:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    level = [content]
+    for _ in range(_DEEPEST):
+        level = [part for item in level if isinstance(item, (dict, list)) for part in _parts(item)]
+        if not level:
+            return content
+    raise RecursionError(f"nested deeper than {_DEEPEST} levels")
+
+
+def _parts(item: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return item.values() if isinstance(item, dict) else item
+
+
+def _just_written(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return time.time() - path.stat().st_mtime < _RECENT_SECONDS
+    return True
 
 
 def require_writable(folder: Path) -> None:

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -33,9 +34,20 @@ from nnunet_nas.settings import overrides
 
 # Keys that say where a configuration comes from or how to search on it, not what it is.
 _NOT_CONTENT = ("inherits_from", "nas", "nas_settings")
+# What plans say above all configurations, and every one of them is preprocessed by.
+_INTENSITIES = "foreground_intensity_properties_per_channel"
+_ABOVE = ("transpose_forward", "transpose_backward", "image_reader_writer", _INTENSITIES)
+# nnU-Net's normalisations that ask no other image.
+_OF_THE_IMAGE_ALONE = ("ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization")
+# The first kind of digest did not cover what stands above; plans and checkpoints hold it.
+_FIRST_DIGEST, _DIGEST = "sha256:", "sha256-2:"
 # JSON files that nnU-Net itself keeps beside the plans; a plans file of that name would break the data set.
 _RESERVED = ("dataset", "dataset_fingerprint", "splits_final")
 _LOCK_SECONDS = 60.0
+# nnU-Net rewrites plans in place and without a lock: how long its writing takes at most, and how long after ours one
+# that had read the file before may come.
+_PATIENCE_SECONDS = 0.5
+_AFTERMATH_SECONDS = 0.05
 _VERSIONED = ("nnunetv2", "torch", "dynamic-network-architectures")
 
 
@@ -163,7 +175,7 @@ class Plans:
             DataProblem: missing, not JSON, or not nnU-Net plans.
             EnvironmentProblem: not readable.
         """
-        return cls.checked(read_json(path, _way_out(path)), path)
+        return cls.checked(read_json(path, _way_out(path), patience=_PATIENCE_SECONDS), path)
 
     @classmethod
     def checked(cls, content: Any, path: Path) -> Plans:
@@ -173,7 +185,10 @@ class Plans:
             DataProblem: it is not nnU-Net plans.
         """
         known = isinstance(content, dict) and isinstance(content.get("configurations"), dict)
-        if not known or "plans_name" not in content:
+        named = (
+            known and isinstance(content.get("plans_name"), str) and isinstance(content.get("dataset_name", ""), str)
+        )
+        if not named:
             raise DataProblem(
                 f"{path} is not an nnU-Net v2 plans file (no configurations or no plans_name): {_way_out(path)}"
             )
@@ -207,6 +222,20 @@ class Plans:
             yield plans
             if _canonical(plans.content) != before:
                 replace_file(path, json.dumps(plans.content, indent=4).encode())
+                plans._require_written()
+
+    def _require_written(self) -> None:
+        """Notices a program without our lock that had read the file before we wrote it, and wrote it after us.
+
+        Raises:
+            EnvironmentProblem: the file is not what was written.
+        """
+        time.sleep(_AFTERMATH_SECONDS)
+        if _canonical(Plans.read(self.path).content) != _canonical(self.content):
+            raise EnvironmentProblem(
+                f"another program has written {self.path} at the same moment (nnU-Net's planning?), and what was added "
+                f"is lost: wait until it has ended, then run the same command again"
+            )
 
     @classmethod
     def _starting_from(cls, path: Path, source: Path | None) -> Plans:
@@ -221,7 +250,13 @@ class Plans:
 
     @property
     def dataset_name(self) -> str:
-        """Full name of the data set."""
+        """Full name of the data set.
+
+        Raises:
+            DataProblem: the plans do not say.
+        """
+        if "dataset_name" not in self.content:
+            raise DataProblem(f"{self.path} has no dataset_name: {_way_out(self.path)}")
         return str(self.content["dataset_name"])
 
     @property
@@ -248,8 +283,14 @@ class Plans:
 
     def method(self, name: str) -> str | None:
         """The method that a configuration was derived by; None if it is not ours."""
-        found: str | None = (self.configurations[name].get("nas") or {}).get("method")
-        return found
+        found = (self.record(name) or {}).get("method")
+        return found if isinstance(found, str) else None
+
+    def record(self, name: str) -> dict[str, Any] | None:
+        """Where a configuration comes from; None if it is not ours, or says so in no form that we know."""
+        entry = self.configurations[name]
+        found = entry.get("nas") if isinstance(entry, dict) else None
+        return found if isinstance(found, dict) else None
 
     def resolve(self, name: str) -> dict[str, Any]:
         """A configuration with everything that it inherits, by nnU-Net's rules (top-level keys, nearest wins).
@@ -284,26 +325,47 @@ class Plans:
                 )
             chain.append(current)
             current = self.configurations[current].get("inherits_from")
+            if not isinstance(current, str | None):
+                raise DataProblem(
+                    f"inherits_from of configuration {chain[-1]} must be the name of one, not {current!r}: correct the "
+                    f"plans"
+                )
         return chain
 
     def digest(self, name: str) -> str:
-        """A digest of what a configuration is, to notice later that it changed.
+        """A digest of what a configuration is, to notice later that it changed; `matches` compares.
 
-        It covers the configuration with all that it inherits, independent of key order, and leaves out provenance and
-        search settings (`nas`, `nas_settings`), which do not change what nnU-Net trains.
+        It covers the configuration with all that it inherits and what the plans say of all: axes, reader, and, where
+        images are normalised by them, intensities; independent of key order. It leaves out provenance and search
+        settings (`nas`, `nas_settings`), which do not change what nnU-Net trains.
         """
-        content = {key: value for key, value in self.resolve(name).items() if key not in _NOT_CONTENT}
-        return "sha256:" + hashlib.sha256(_canonical(content).encode()).hexdigest()
+        configuration = {key: value for key, value in self.resolve(name).items() if key not in _NOT_CONTENT}
+        above = {key: self.content.get(key) for key in _ABOVE if key in self.content}
+        if not self._uses_intensities(configuration):
+            above.pop(_INTENSITIES, None)
+        return _DIGEST + _sha256({"configuration": configuration, "above": above})
+
+    def matches(self, name: str, digest: Any) -> bool:
+        """Whether a configuration is still what a digest was made of; of any version that ever made one."""
+        if isinstance(digest, str) and digest.startswith(_FIRST_DIGEST):
+            content = {key: value for key, value in self.resolve(name).items() if key not in _NOT_CONTENT}
+            return digest == _FIRST_DIGEST + _sha256(content)
+        return bool(digest == self.digest(name))
+
+    @staticmethod
+    def _uses_intensities(configuration: dict[str, Any]) -> bool:
+        schemes = configuration.get("normalization_schemes")
+        return not isinstance(schemes, list) or not all(scheme in _OF_THE_IMAGE_ALONE for scheme in schemes)
 
     def staleness(self, name: str) -> str | None:
         """Why a derived configuration no longer fits the base that it was made from; None if it does or is not ours."""
-        record = self.configurations[name].get("nas")
+        record = self.record(name)
         if record is None:
             return None
         base = self.configurations[name].get("inherits_from")
-        if base not in self.configurations:
+        if not isinstance(base, str) or base not in self.configurations:
             return f"its base {base} is no longer in the plans"
-        if record.get("base_digest") != self.digest(base):
+        if not self.matches(base, record.get("base_digest")):
             return f"its base {base} has changed since it was derived (planned again?)"
         return None
 
@@ -415,7 +477,7 @@ class Plans:
                 f"nnU-Net would train and predict in different folders"
             )
         for item in derived:
-            if self.digest(item.base) != item.provenance.base_digest:
+            if not self.matches(item.base, item.provenance.base_digest):
                 raise DataProblem(
                     f"configuration {item.base} in {self.path} is not the one that was searched on (planned again "
                     f"meanwhile?): {otherwise or 'run the search again, or write a separate plans file with -o NAME'}"
@@ -445,7 +507,7 @@ class Plans:
 
     def _renew_record(self, name: str, record: dict[str, Any]) -> None:
         """What was trained keeps the record that it was trained with; another time alone is no news."""
-        known = self.configurations[name].get("nas") or {}
+        known = self.record(name) or {}
         if {**known, "created": None} != {**record, "created": None} and not self._trained_models(name):
             self.configurations[name]["nas"] = record
 
@@ -490,6 +552,10 @@ def _way_out(path: Path) -> str:
     except UsageError:
         number = "DATASET"
     return f"run nnUNetv2_plan_experiment -d {number} (or restore the file), or choose other plans with -p"
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(_canonical(content).encode()).hexdigest()
 
 
 def _canonical(content: Any) -> str:

@@ -69,9 +69,7 @@ class ResumableTrainer(ConfiguredTrainer):
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """Restores a search exactly (nnU-Net calls it for `--c` and `--val`)."""
-        with exit_with_one_line():
-            if self.goes_on:
-                self.claim_folder()  # before the state is read that a running search is about to replace
+        with exit_with_one_line(), self.going_on():
             state = filename_or_checkpoint
             if isinstance(state, str):
                 state = read_checkpoint(Path(state), "move it away to start the search anew", _KEYS)
@@ -94,7 +92,7 @@ class ResumableTrainer(ConfiguredTrainer):
         folder = self.output_folder
         if state.get("layout") != _LAYOUT or state.get("trainer_name") != type(self).__name__:
             raise DataProblem(f"the checkpoint in {folder} is not one of this search: move the folder away")
-        if state["base_digest"] != self.base_digest:
+        if not self.plans.matches(self.configuration_name, state["base_digest"]):
             raise DataProblem(
                 f"configuration {self.configuration_name} has changed since the search in {folder} began: restore the "
                 f"plans, or move that folder away and search again"

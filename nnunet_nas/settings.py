@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Collection, Sequence
@@ -22,10 +23,20 @@ from nnunet_nas.methods import settings_class
 
 Source = Literal["paper", "predecessor", "our choice"]
 Settings = TypeVar("Settings")
+# What NumPy's generators take as a seed, and more than anything that is counted here.
+_LARGEST_INTEGER = 2**32 - 1
+# nnU-Net joins the parts of a results folder's name by two underscores.
+_NAME_PART = re.compile(r"([_.-]?[A-Za-z0-9])*")
 
 
 def setting(
-    default: Any, source: Source, help_text: str, *, minimum: float | None = None, maximum: float | None = None
+    default: Any,
+    source: Source,
+    help_text: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    part_of_name: bool = False,
 ) -> Any:
     """A field of a settings dataclass.
 
@@ -35,8 +46,9 @@ def setting(
         help_text: what it is, with its unit.
         minimum: least value allowed, of numbers.
         maximum: largest value allowed, likewise.
+        part_of_name: of text that goes into the name of a configuration, and so of folders.
     """
-    allowed = {"minimum": minimum, "maximum": maximum}
+    allowed = {"minimum": minimum, "maximum": maximum, "part_of_name": part_of_name}
     return field(default=default, metadata={"source": source, "help": help_text, **allowed})
 
 
@@ -172,12 +184,19 @@ def _checked(cls: Any, key: str, value: Any) -> Any:
     item, kind = _field(cls, key), _type(cls, key)
     converted = _converted(kind, value)
     minimum, maximum = item.metadata["minimum"], item.metadata["maximum"]
+    if maximum is None and kind in (int, int | None, tuple[int, ...]):
+        maximum = _LARGEST_INTEGER
     limits = [f"{word} {limit}" for word, limit in (("least", minimum), ("most", maximum)) if limit is not None]
     wrong = converted is _WRONG
     if not wrong and converted is not None:
         numbers = converted if isinstance(converted, tuple) else (converted,)
         wrong = minimum is not None and any(number < minimum for number in numbers)
         wrong = wrong or (maximum is not None and any(number > maximum for number in numbers))
+    if converted is not _WRONG and item.metadata["part_of_name"] and not _NAME_PART.fullmatch(converted):
+        raise DataProblem(
+            f"setting {cls.method}.{key} becomes part of a name: use letters and digits, with single '_', '-' or '.' "
+            f"before them, not {value!r}"
+        )
     if wrong:
         within = f" of at {' and at '.join(limits)}" if limits else ""
         raise DataProblem(f"setting {cls.method}.{key} must be {_describe(kind)}{within}, not {value!r}")

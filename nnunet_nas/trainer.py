@@ -82,9 +82,23 @@ class ConfiguredTrainer(nnUNetTrainer, ABC):
         try:
             yield
         finally:
-            if self._claim is not None:
-                self._claim.close()
-                self._claim = None
+            self._release_folder()
+
+    @contextlib.contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Reads a state while no other process replaces it, and claims the folder for what `--c` does with it."""
+        if self.goes_on:
+            self.claim_folder()
+        try:
+            yield
+        except BaseException:
+            self._release_folder()
+            raise
+
+    def _release_folder(self) -> None:
+        if self._claim is not None:
+            self._claim.close()
+            self._claim = None
 
     def follow_settings(self) -> None:
         """Once nnU-Net's own constructor is through."""
@@ -164,9 +178,7 @@ class ModelTrainer(ConfiguredTrainer):
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """nnU-Net's, of a file that is read with care first (nnU-Net does not)."""
-        with exit_with_one_line():
-            if self.goes_on:
-                self.claim_folder()  # before the state is read that a running training is about to replace
+        with exit_with_one_line(), self.going_on():
             content = filename_or_checkpoint
             if isinstance(content, str):
                 mend = "move it away, or train anew without --c"

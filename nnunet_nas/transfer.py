@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nnunet_nas.architecture import NetworkSpec, derive, network_spec
+from nnunet_nas.architecture import NETWORK_ERRORS, NetworkSpec, derive, network_spec, one_line
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.methods import METHODS, part
 from nnunet_nas.plans import DerivedConfiguration, Plans, Provenance
@@ -46,12 +46,16 @@ def found_configuration(plans: Plans, name: str) -> Found:
     """
     configuration, method = plans.resolve(name), METHODS.get(str(plans.method(name)))
     if method is None or method.refit is None:
-        ours = [key for key, entry in plans.configurations.items() if "nas" in entry]
+        ours = [key for key in plans.configurations if plans.record(key) is not None]
         raise DataProblem(
             f"configuration {name} of {plans.dataset_name} is not the result of a search; there: "
             f"{', '.join(ours) or 'none yet'}"
         )
-    return Found(plans, name, configuration["architecture"], configuration["nas"])
+    record, architecture = plans.record(name) or {}, configuration.get("architecture")
+    settings, seeds = record.get("settings"), record.get("seeds")
+    if not isinstance(settings, dict) or not isinstance(seeds, list) or not isinstance(architecture, dict):
+        raise DataProblem(f"configuration {name} of {plans.dataset_name} is not as a search left it: restore the plans")
+    return Found(plans, name, architecture, record)
 
 
 def planned_features(target: NetworkSpec) -> Any:
@@ -88,7 +92,13 @@ def transfer(found: Found, plans: Plans, base: str) -> tuple[DerivedConfiguratio
             f"of the same dimension"
         )
     record = found.record
-    architecture, notes = part(METHODS[record["method"]].refit)(found, spec)
+    try:
+        architecture, notes = part(METHODS[record["method"]].refit)(found, spec)
+    except NETWORK_ERRORS as error:
+        raise DataProblem(
+            f"configuration {found.name} of {found.plans.dataset_name} is not as a search left it ({one_line(error)}): "
+            f"restore the plans"
+        ) from error
     source = {"dataset": found.plans.dataset_name, "plans": found.plans.name, "configuration": found.name}
     provenance = Provenance(
         record["method"],

@@ -260,6 +260,13 @@ def test_truncated_or_other_content_is_a_data_problem_with_the_mend(tmp_path, co
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("content", ["[" * 100_000, "[" * 60 + "]" * 60, "1" * 5000], ids=["deepest", "deep", "digits"])
+def test_json_that_python_would_choke_on_is_a_data_problem(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(DataProblem, match="is not valid JSON .*: plan again$"):
+        read_json(tmp_path / "a.json", "plan again")
+
+
 def test_a_missing_file_is_a_data_problem_and_an_unreadable_one_of_the_environment(tmp_path):
     with pytest.raises(DataProblem, match="a.json does not exist: plan again"):
         read_json(tmp_path / "a.json", "plan again")

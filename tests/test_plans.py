@@ -3,6 +3,7 @@
 import copy
 import difflib
 import errno
+import hashlib
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunet_nas.errors import DataProblem, EnvironmentProblem, UsageError
+from nnunet_nas.files import replace_file
 from nnunet_nas.plans import DerivedConfiguration, Plans, Provenance, package_versions, wrapped
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -405,6 +408,69 @@ def test_a_stale_configuration_is_replaced_when_asked_for(plans_file):
     edit(plans_file, plan_again)
     assert add(plans_file, 8, overwrite=True) == ["2d_xtiny8"]
     assert Plans(read(plans_file)).staleness("2d_xtiny8") is None
+
+
+def normalise_by_intensities(plans):
+    plans["configurations"]["2d"]["normalization_schemes"] = ["CTNormalization"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("transpose_forward", [2, 0, 1]),
+        ("image_reader_writer", "NibabelIO"),
+        ("foreground_intensity_properties_per_channel", {"0": {"mean": 1.0}}),
+    ],
+)
+def test_what_the_plans_say_of_all_configurations_makes_them_stale_too(plans_file, key, value):
+    edit(plans_file, normalise_by_intensities)
+    add(plans_file, 8)
+    assert Plans.read(plans_file).staleness("2d_xtiny8") is None
+    edit(plans_file, lambda plans: plans.update({key: value}))
+    assert "its base 2d has changed" in Plans.read(plans_file).staleness("2d_xtiny8")
+
+
+def test_intensities_count_only_where_images_are_normalised_by_them(plans_file):
+    add(plans_file, 8)
+    edit(plans_file, lambda plans: plans.update(foreground_intensity_properties_per_channel={"0": {"mean": 1.0}}))
+    assert Plans.read(plans_file).staleness("2d_xtiny8") is None
+
+
+def test_a_digest_of_the_first_kind_still_counts(plans_file):
+    # As version 0.1 recorded it for this data set, before digests covered what stands above the configurations.
+    resolved = Plans.read(plans_file).resolve("2d")
+    canonical = json.dumps(resolved, sort_keys=True, separators=(",", ":"))
+    first = "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+    add(plans_file, 8)
+    edit(plans_file, lambda plans: plans["configurations"]["2d_xtiny8"]["nas"].update(base_digest=first))
+    edit(plans_file, lambda plans: plans.update(image_reader_writer="NibabelIO"))
+    assert Plans.read(plans_file).staleness("2d_xtiny8") is None
+    edit(plans_file, plan_again)
+    assert "its base 2d has changed" in Plans.read(plans_file).staleness("2d_xtiny8")
+
+
+def test_plans_that_are_just_being_rewritten_in_place_are_waited_for(plans_file):
+    whole = plans_file.read_bytes()
+    plans_file.write_bytes(whole[: len(whole) // 2])
+    writer = threading.Timer(0.15, plans_file.write_bytes, [whole])
+    writer.start()
+    assert "2d" in Plans.read(plans_file).configurations
+    writer.join()
+
+
+def test_what_another_program_overwrites_at_the_same_moment_is_said(plans_file, monkeypatch):
+    planned = read(plans_file)
+    write = replace_file
+
+    def overtaken(path, content):
+        write(path, content)
+        path.write_text(json.dumps(planned, indent=4))
+
+    monkeypatch.setattr("nnunet_nas.plans.replace_file", overtaken)
+    with pytest.raises(EnvironmentProblem, match=r"what was added is lost: wait until .* run the same command again"):
+        add(plans_file, 8)
+    monkeypatch.undo()
+    assert add(plans_file, 8) == ["2d_xtiny8"]
 
 
 def test_a_configuration_whose_base_is_gone_is_stale(plans_file):

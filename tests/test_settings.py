@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -152,7 +153,7 @@ def test_what_is_written_as_words_is_read_back(values):
     assert checked_values(Example, values) == values
 
 
-def allowed(kind, minimum, maximum=None):
+def allowed(kind, minimum, maximum=None, *, part_of_name=False):
     """Values that a field of this type may have."""
     options = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
@@ -163,13 +164,15 @@ def allowed(kind, minimum, maximum=None):
         return st.lists(allowed(options[0], minimum, maximum), min_size=1, max_size=4).map(tuple)
     if kind is float:
         return st.floats(minimum, 1e300 if maximum is None else maximum)
-    return {int: st.integers(minimum or 0, maximum or 10**9), bool: st.booleans(), str: st.text(max_size=5)}[kind]
+    texts = st.from_regex(r"([_.-]?[A-Za-z0-9]){0,3}", fullmatch=True) if part_of_name else st.text(max_size=5)
+    return {int: st.integers(minimum or 0, maximum or 10**9), bool: st.booleans(), str: texts}[kind]
 
 
 def any_overrides(cls):
     kinds = typing.get_type_hints(cls)
-    limits = {item.name: (item.metadata["minimum"], item.metadata["maximum"]) for item in fields(cls)}
-    optional = {name: allowed(kinds[name], *both) for name, both in limits.items()}
+    keys = ("minimum", "maximum", "part_of_name")
+    limits = {item.name: {key: item.metadata[key] for key in keys} for item in fields(cls)}
+    optional = {name: allowed(kinds[name], **given) for name, given in limits.items()}
     return st.fixed_dictionaries({}, optional=optional)
 
 
@@ -186,6 +189,30 @@ def test_what_is_written_to_plans_is_read_back(cls, data):
         found = read_settings(cls, Plans.read(path).resolve("2d"))
     assert found == cls(**values)
     assert all(type(getattr(found, key)) is type(value) for key, value in values.items())
+
+
+NAMES = {"": True, "_b": True, "-x.2_y": True, "/../../esc": False, "__x": False, "x_": False, "a b": False, "é": False}
+
+
+@pytest.mark.parametrize("method", ["iac", "iac_lth", "dints"])
+@pytest.mark.parametrize(("suffix", "allowed_there"), NAMES.items())
+def test_a_suffix_stays_part_of_a_name(method, suffix, allowed_there):
+    configuration = {"nas_settings": {method: {"suffix": suffix}}}
+    if allowed_there:
+        assert read_settings(settings_class(method), configuration).suffix == suffix
+    else:
+        with pytest.raises(DataProblem, match="suffix becomes part of a name"):
+            read_settings(settings_class(method), configuration)
+
+
+@pytest.mark.parametrize("method", with_settings())
+def test_a_seed_is_one_that_numpy_takes(method):
+    cls = settings_class(method)
+    assert read_settings(cls, {"nas_settings": {method: {"seed": 2**32 - 1}}}).seed == 2**32 - 1
+    np.random.RandomState(2**32 - 1)
+    for seed in (2**32, 10**20):
+        with pytest.raises(DataProblem, match=r"seed must be an integer of at least 0"):
+            read_settings(cls, {"nas_settings": {method: {"seed": seed}}})
 
 
 def test_a_value_above_the_largest_is_refused():

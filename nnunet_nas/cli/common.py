@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from nnunet_nas.commands import DEFAULT_PLANS
-from nnunet_nas.errors import EnvironmentProblem
+from nnunet_nas.errors import EnvironmentProblem, printable
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ def quiet_output() -> Iterator[None]:
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """A table with a header line; the first `left` columns are left-aligned (words), the others right (numbers)."""
-    cells = [list(header), *[list(row) for row in rows]]
+    cells = [list(header), *[[printable(cell) for cell in row] for row in rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = []
     for row in cells:

@@ -22,6 +22,7 @@ from nnunet_nas.cli.common import format_table
 from nnunet_nas.commands import DEFAULT_PLANS
 from nnunet_nas.environment import find_preprocessed_dataset, folder_from_environment
 from nnunet_nas.errors import UsageError
+from nnunet_nas.files import require_writable
 from nnunet_nas.methods import METHODS, Dynamics, part, searches
 
 SUMMARY = "how a search arrived at its result"
@@ -45,13 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Reads the history, prints, and draws if asked to."""
     paths = _history_paths(args)
+    if args.o is not None:
+        require_writable(args.o)
     shown = _dynamics(paths)
     if args.json:
         print(json.dumps(shown.content, indent=4))
     else:
         print(*filter(None, [shown.headline]), format_table(shown.header, shown.rows, left=shown.words), sep="\n")
     if args.o is not None:
-        args.o.mkdir(parents=True, exist_ok=True)
         title = paths[0].parent.parent.name if len(paths) == 1 else f"{len(paths)} searches"
         shown.draw(args.o / "dynamics.png", title)
         print(args.o / "dynamics.png", file=sys.stderr)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from nnunet_nas import commands
 from nnunet_nas.cli.common import add_dataset_arguments, format_table, quiet_output
 from nnunet_nas.environment import find_preprocessed_dataset
-from nnunet_nas.errors import DataProblem
+from nnunet_nas.errors import DataProblem, printable
 from nnunet_nas.methods import result_trainer, retrofitted
 from nnunet_nas.plans import Plans
 
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     """Counts and prints."""
     plans = Plans.of(find_preprocessed_dataset(args.d), args.p)
     names = args.c or list(plans.configurations)
-    for name in names:
+    for name in args.c or []:
         plans.resolve(name)
     with quiet_output():
         rows, problems = _count(plans, names, every_one_asked_for=args.c is not None)
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         header = [*_COLUMNS, *([_BESIDE] if any("backbone" in row for row in rows) else [])]
         print(format_table(header, [_cells(row)[: len(header)] for row in rows]))
     for problem in problems:
-        print(problem, file=sys.stderr)
+        print(printable(problem), file=sys.stderr)
     if rows and not args.json:
         last = rows[-1]["configuration"]
         trainer = result_trainer(plans.method(last))
@@ -86,12 +86,12 @@ def _count(plans: Plans, names: list[str], *, every_one_asked_for: bool) -> tupl
             cost = complexity_of(spec)
             beside = _beside_backbone(plans, name, spec, cost)
             rows.append({"configuration": name, "patch_size": list(spec.patch_size), **cost.to_json(), **beside})
+            stale = plans.staleness(name)
         except DataProblem as error:
             if every_one_asked_for:
                 raise
             problems.append(f"{name} is left out: {error}")
             continue
-        stale = plans.staleness(name)
         if stale:
             problems.append(f"{name} is stale: {stale}")
     return rows, problems

@@ -22,7 +22,7 @@ from typing import Any
 from nnunet_nas import commands
 from nnunet_nas.cli.common import format_table
 from nnunet_nas.environment import dataset_names, dataset_number, find_preprocessed_dataset, folder_from_environment
-from nnunet_nas.errors import DataProblem, NasError
+from nnunet_nas.errors import DataProblem, NasError, printable
 from nnunet_nas.files import read_json
 from nnunet_nas.methods import METHODS, part, result_trainer
 from nnunet_nas.plans import Plans
@@ -114,11 +114,11 @@ def run(args: argparse.Namespace) -> int:
         raise DataProblem(problems[0])
     if not args.json:
         for problem in problems:
-            print(f"problem: {problem}", file=sys.stderr)
+            print(f"problem: {printable(problem)}", file=sys.stderr)
         for plans, item in listed:
             if item.stale:
                 advice = "do not train it, run its search again"
-                print(f"stale: {plans.file}: {item.name}: {item.stale}; {advice}", file=sys.stderr)
+                print(printable(f"stale: {plans.file}: {item.name}: {item.stale}; {advice}"), file=sys.stderr)
         print(f"next: {_next_command(datasets, listed, in_detail=args.d is not None)}", file=sys.stderr)
     return 0
 
@@ -146,8 +146,11 @@ def _plans_file(path: Path) -> PlansFile | None:
 def _configuration(plans: Plans, name: str) -> Configuration:
     described = Configuration(name)
     try:
+        plans.ancestry(name)
         described.base = plans.configurations[name].get("inherits_from")
         described.method = plans.method(name)
+        if plans.record(name) is None and plans.configurations[name].get("nas") is not None:
+            raise TypeError("nas is no record")
         described.stale = plans.staleness(name)
         resolved = plans.resolve(name)
         described.preprocessed = (plans.path.parent / resolved["data_identifier"]).is_dir()
@@ -158,7 +161,7 @@ def _configuration(plans: Plans, name: str) -> Configuration:
         _check_answer(described.method, name, arguments)
     except NasError as error:
         described.problem = f"{plans.path}: {error}"
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
         detail = f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)
         described.problem = f"{plans.path}: configuration {name} is not one of nnU-Net v2 ({detail}): plan again"
     return described

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from nnunet_nas import __version__
 from nnunet_nas.cli.completion import CompletedParser
-from nnunet_nas.errors import NasError
+from nnunet_nas.errors import NasError, printable
 
 COMMANDS = (
     "select_tiny",
@@ -84,7 +84,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except NasError as error:
         if args.verbose:
             traceback.print_exc()
-        print(f"nnunet_nas {args.command}: {error}", file=sys.stderr)
+        print(f"nnunet_nas {args.command}: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_went_away():
@@ -92,7 +92,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         if args.verbose:
             traceback.print_exc()
         hint = "" if args.verbose else " (--verbose shows where)"
-        message = " ".join(str(error).split())
+        message = printable(" ".join(str(error).split()))
         print(f"nnunet_nas {args.command}: unexpected {type(error).__name__}: {message}{hint}", file=sys.stderr)
         return 1
 

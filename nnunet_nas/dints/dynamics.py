@@ -71,6 +71,17 @@ def dynamics(history: TopologyHistory) -> Dynamics:
     )
 
 
+def _require_topologies(history: TopologyHistory) -> None:
+    """Refuses arrays that were damaged, or of a search that diverged."""
+    edges, operations = history.edge_logits, history.operations
+    if not edges.shape[1] or not edges.shape[2] or (edges.shape[2] + 2) % 3 or not operations.shape[3]:
+        raise DataProblem(f"the history's edges {edges.shape[1:]} are not layers of 3D - 2: run the search again")
+    if not np.isfinite(edges).all() or not np.isfinite(operations).all():
+        raise DataProblem("edges and operations of the history are not all finite: run the search again")
+    if not all(np.isin(flags, (0, 1)).all() for flags in (history.selected, history.warmup)):
+        raise DataProblem("selected edges and warm-up of the history are not 0 and 1: run the search again")
+
+
 def analyse_topology(history: TopologyHistory) -> dict[str, Any]:
     """Plain JSON: every series over the epochs, and all edges with their probability over time.
 
@@ -79,6 +90,7 @@ def analyse_topology(history: TopologyHistory) -> dict[str, Any]:
     """
     if not len(history):
         raise DataProblem("the search has not finished an epoch: look again later")
+    _require_topologies(history)
     probability = 1 / (1 + np.exp(-np.clip(history.edge_logits, -50, 50)))
     selected, settled = history.selected, settled_epochs(history.selected)
     arrays = history.arrays()

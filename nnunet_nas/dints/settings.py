@@ -103,4 +103,6 @@ class DiNTSSettings:
     architecture_lr: float = setting(0.008, "paper", "learning rate of alpha and the edges (Adam)", minimum=0)
     augmentation: bool = setting(True, "our choice", "nnU-Net's augmentation; false for none")
     seed: int = setting(0, "our choice", "random seed of weights, batches and the two halves of the cases", minimum=0)
-    suffix: str = setting("", "our choice", "appended to the name of the new configuration, for searches side by side")
+    suffix: str = setting(
+        "", "our choice", "appended to the name of the new configuration, for searches side by side", part_of_name=True
+    )

@@ -15,6 +15,9 @@ import numpy as np
 
 from nnunet_nas.errors import DataProblem
 
+# An image would be halved as often.
+_MOST_LEVELS = 32
+
 
 @cache
 def edges(levels: int) -> tuple[tuple[int, int], ...]:
@@ -129,10 +132,12 @@ class Topology:
         if not isinstance(content, dict) or set(content) != {"levels", "layers"}:
             raise DataProblem('a topology is {"levels": D, "layers": [{"0->1": "conv", ...}, ...]}: mend the plans')
         levels, layers = content["levels"], content["layers"]
+        if type(levels) is int and levels > _MOST_LEVELS:
+            raise DataProblem(f"topology: {_MOST_LEVELS} levels at most: mend the plans")
         if type(levels) is not int or levels < 1 or not isinstance(layers, list):
             raise DataProblem(
-                f"topology: levels must be a positive integer and layers a list of dictionaries, not {levels!r} and "
-                f"{layers!r}: mend the plans"
+                f"topology: levels must be a positive integer and layers a list of dictionaries, "
+                f"not {levels!r} and {layers!r}: mend the plans"
             )
         return Topology(levels, tuple(_layer(number, layer, levels) for number, layer in enumerate(layers)))
 

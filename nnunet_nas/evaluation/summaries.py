@@ -257,7 +257,7 @@ def read_summary(path: Path, mend: str, *, fold: str = "") -> dict[str, Case]:
     content = read_json(path, mend)
     try:
         cases = _cases(content, path.parent, fold=fold)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise DataProblem(f"{path} is not a summary of nnU-Net's evaluation ({reason}): {mend}") from error
     if not cases or not next(iter(cases.values())).metrics:
@@ -375,6 +375,7 @@ def listed(names: Sequence[str]) -> str:
 def class_names(model: Model) -> dict[str, str]:
     """What the data set calls its classes or regions, by their key in summary.json; the key itself if it is unknown."""
     labels = model.dataset_json.get("labels", {})
+    labels = labels if isinstance(labels, dict) else {}
     known = {str(tuple(value) if isinstance(value, list) else value): name for name, value in labels.items()}
     return {key: known.get(key, f"class {key}") for key in model.classes}
 
@@ -385,19 +386,26 @@ def _cases(content: dict[str, Any], folder: Path, *, fold: str) -> dict[str, Cas
         reference = entry["reference_file"]
         name = _stem(reference)
         metrics = {
-            str(key): {metric: _number(value) for metric, value in values.items()}
+            str(key): {metric: _number(metric, value) for metric, value in values.items()}
             for key, values in entry["metrics"].items()
         }
         if any("Dice" not in values for values in metrics.values()):
             raise ValueError(f"no Dice of case {name}")
+        if not isinstance(entry["prediction_file"], str):
+            raise ValueError(f"the prediction of case {name} is no name of a file")
         if name in cases:
             raise ValueError(f"case {name} twice")
         cases[name] = Case(name, fold, _moved(entry["prediction_file"], folder), Path(reference), metrics)
     return cases
 
 
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
+def _number(metric: str, value: Any) -> float:
+    """A metric's value; None and NaN stand for a class that is neither in the label nor predicted."""
+    number = math.nan if value is None else float(value)
+    possible = not math.isinf(number) and not isinstance(value, bool)
+    if not possible or (metric in ("Dice", "IoU") and not math.isnan(number) and not 0 <= number <= 1):
+        raise ValueError(f"{metric} is {value}")
+    return number
 
 
 def _stem(file: str) -> str:

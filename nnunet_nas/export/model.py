@@ -16,7 +16,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from nnunet_nas.architecture import NETWORK_ERRORS, one_line
+from nnunet_nas.architecture import NETWORK_ERRORS, one_line, require_trusted
+from nnunet_nas.checkpoints import read_checkpoint
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.runtime.images import READERS
 from nnunet_nas.runtime.preprocessing import SCHEMES
@@ -83,7 +84,11 @@ def load_model(folder: Path, folds: Sequence[str], checkpoint: str, *, step: flo
                 tile_step_size=step, use_mirroring=mirroring, device=torch.device("cpu"), allow_tqdm=False
             )
             plans = PlansManager(str(folder / "plans.json"))
-            _require_exportable(plans.plans, plans.get_configuration(_configuration(folder)).configuration)
+            configuration = plans.get_configuration(_configuration(folder)).configuration
+            _require_exportable(plans.plans, configuration)
+            require_trusted(configuration["architecture"])
+            for fold in wanted:  # with care, before nnU-Net reads it without
+                read_checkpoint(folder / f"fold_{fold}" / checkpoint, "train it again", ["network_weights"])
             predictor.initialize_from_trained_model_folder(str(folder), wanted, checkpoint)
     except (*NETWORK_ERRORS, OSError, EOFError, pickle.UnpicklingError) as error:
         raise DataProblem(f"nnU-Net cannot load {folder} ({one_line(error)}): train it again") from error

@@ -177,12 +177,12 @@ def _edges(content: Any) -> Iterator[Edge]:
 
 
 def _edge(source: str, node: int, operation: Any) -> Edge:
-    if not source.isdecimal() or int(source) >= node:
+    if source not in map(str, range(node)):
         raise DataProblem(
             f"genotype: node {node} cannot read node {source}: an input must be one of "
             f"{', '.join(map(str, range(node)))}, or the cell would have a cycle"
         )
-    if operation not in OPERATIONS:
+    if not isinstance(operation, str) or operation not in OPERATIONS:
         raise DataProblem(
             f"genotype: unknown operation {operation!r} on edge {source} -> {node}; known: {', '.join(OPERATIONS)}"
         )

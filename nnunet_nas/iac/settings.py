@@ -56,7 +56,9 @@ class CellSettings:
         minimum=0,
     )
     trial_batches: int = setting(50, "our choice", "batches of other cases that the trial compares on", minimum=2)
-    suffix: str = setting("", "our choice", "appended to the name of the new configuration, for searches side by side")
+    suffix: str = setting(
+        "", "our choice", "appended to the name of the new configuration, for searches side by side", part_of_name=True
+    )
     edge_nonlinearity: Literal["elu", "identity", "softplus"] = setting(
         "elu", "our choice", "phi, applied to beta before the softmax over the edges into a node"
     )

@@ -78,6 +78,13 @@ class ScoreStore:
             raise EnvironmentProblem(f"cannot read {self.path} ({error.strerror}): make it readable for you") from error
         self._ends_cleanly = text.endswith("\n")
         for line in text.splitlines():
-            with contextlib.suppress(ValueError, TypeError, KeyError):
+            with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 record = json.loads(line)
-                self._values[record["seed"], record["cap"]].update(record["values"])
+                seed, cap = record["seed"], record["cap"]
+                if type(seed) is int and type(cap) is int:
+                    self._values[seed, cap].update(_scores(record["values"]))
+
+
+def _scores(values: dict[str, Any]) -> dict[str, float]:
+    """What can have been written: numbers, also those of a network without a finite score; a bool is none."""
+    return {item: value for item, value in values.items() if type(value) in (int, float)}

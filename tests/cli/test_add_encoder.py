@@ -94,3 +94,15 @@ def test_what_cannot_be_is_refused(dataset, capsys, options, message):
     assert main(["add_encoder", "-d", "11", *options]) == 4
     assert message in capsys.readouterr().err
     assert (dataset / "nnUNetPlans.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"foreign"])
+def test_a_file_that_holds_no_weights_is_one_line(dataset, tmp_path, content, capsys):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    before = (dataset / "nnUNetPlans.json").read_bytes()
+    assert main(["add_encoder", "-d", "11", "-c", "2d", "-m", QUICK, "-weights", str(path)]) == 4
+    error = capsys.readouterr().err
+    assert f"{path} is damaged or no file of torch" in error
+    assert error.count("\n") == 1
+    assert (dataset / "nnUNetPlans.json").read_bytes() == before

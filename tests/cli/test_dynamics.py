@@ -159,3 +159,30 @@ def test_what_plans_hold_is_drawn(dataset, capsys, tmp_path):
         assert file.stat().st_size > 10_000
     assert main(["draw", "-d", "11", "-c", "2d"]) == 4
     assert "neither searched cells nor a topology" in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_the_folder_is_said_before_anything_is_drawn(topology_search, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["dynamics", str(topology_search), "-o", str(tmp_path / "file")]) == 3
+    assert f"cannot write {tmp_path / 'file'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda history: history.edge_logits.__setitem__((0, 0, 0), np.nan),
+        lambda history: history.operations.__setitem__((0, 0, 0, 0), np.inf),
+        lambda history: history.selected.__setitem__((0, 0, 0), 0.5),
+        lambda history: history.warmup.__setitem__(0, np.nan),
+        lambda history: vars(history).update(
+            edge_logits=np.zeros((3, 2, 3)), operations=np.ones((3, 2, 3, 4)), selected=np.ones((3, 2, 3))
+        ),
+    ],
+)
+def test_a_damaged_history_is_one_line(topology_search, change, capsys):
+    path = topology_search / "search_history.npz"
+    history = TopologyHistory.load(path)
+    change(history)
+    history.save(path)
+    assert main(["dynamics", str(path)]) == 4
+    assert "run the search again" in capsys.readouterr().err

@@ -213,3 +213,15 @@ def test_cells_stand_beside_their_backbone(info, dataset):
     assert "beside the backbone" in header
     assert first.split()[-1] == "-"
     assert second.split()[-3:] == [f"{beside[key]:.2f}x" for key in ("parameters", "macs", "step_macs")]
+
+
+@pytest.mark.parametrize(
+    "entry", [None, [], {"inherits_from": ["2d"]}, {"inherits_from": "2d", "patch_size": [10**30, 8]}]
+)
+def test_a_configuration_that_is_sick_is_left_out_and_named(info, dataset, entry):
+    edit(dataset / "nnUNetPlans.json", lambda plans: plans["configurations"].update(sick=entry))
+    code, output, errors = info()
+    assert code == 0
+    assert "\n2d " in output
+    assert "sick is left out" in errors
+    assert info("-c", "sick")[0] == 4

@@ -265,3 +265,16 @@ def test_an_unknown_data_set_is_exit_code_4_and_an_unset_variable_3(dataset, mon
     monkeypatch.delenv("nnUNet_preprocessed")
     assert main(["ls"]) == 3
     assert "nnUNet_preprocessed is not set" in capsys.readouterr().err
+
+
+def test_one_sick_file_does_not_hide_the_others_nor_speak_to_the_terminal(dataset, capsys):
+    write(dataset, "nnUNetPlans", plans_with(**{"2d": FLAT, "\x1b[31mred": {"inherits_from": "2d"}, "sick": None}))
+    (dataset / "deep.json").write_text("[" * 100_000)
+    (dataset / "digits.json").write_text('{"configurations": ' + "1" * 5000 + "}")
+    assert main(["ls"]) == 0
+    printed = capsys.readouterr()
+    rows = printed.out.splitlines()
+    assert any("2d" in row and row.rstrip().endswith("ok") for row in rows)
+    assert sum(row.rstrip().endswith("broken") for row in rows) == 3
+    assert "\x1b" not in printed.out + printed.err
+    assert "\\x1b[31mred" in printed.out

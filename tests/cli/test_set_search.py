@@ -192,3 +192,12 @@ def test_settings_do_not_make_derived_configurations_stale(dataset):
     without = json.loads(json.dumps(with_settings))
     del without["configurations"]["2d"]["nas_settings"]
     assert Plans(with_settings).digest("2d") == Plans(without).digest("2d")
+
+
+@pytest.mark.parametrize("record", ["xtiny", [], 1])
+def test_a_record_that_is_none_does_not_make_it_fail_after_it_wrote(dataset, record):
+    content = plans(dataset)
+    content["configurations"]["2d_bs4"]["nas"] = record
+    (dataset / "nnUNetPlans.json").write_text(json.dumps(content, indent=4))
+    assert main(["set_search", "-d", "11", "-c", "2d_bs4", "-m", "iac_retrofit", "num_epochs=5"]) == 0
+    assert plans(dataset)["configurations"]["2d_bs4"]["nas_settings"] == {"iac_retrofit": {"num_epochs": 5}}

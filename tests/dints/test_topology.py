@@ -145,3 +145,8 @@ def test_refusals_say_what_is_wrong(content, message):
 def test_operations_must_name_every_edge():
     with pytest.raises(ValueError, match="zip"):
         Topology.from_arrays(np.array([STAY_FINE]), [["conv"]], 2)
+
+
+def test_more_levels_than_an_image_can_have_are_refused_at_once():
+    with pytest.raises(DataProblem, match="32 levels at most"):
+        Topology.from_json({"levels": 10**30, "layers": [{"0->0": "conv"}]})

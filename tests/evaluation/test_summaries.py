@@ -281,3 +281,13 @@ def test_what_names_no_patients_is_said(tmp_path, name, content, reason):
     with pytest.raises(DataProblem, match=reason) as caught:
         read_patients(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dice", [1.7, -1, float("inf"), float("-inf"), True, 10**30])
+def test_a_dice_that_cannot_be_is_refused(model, dice):
+    path = model / "fold_0" / "validation" / "summary.json"
+    content = json.loads(path.read_text())
+    content["metric_per_case"][0]["metrics"]["1"]["Dice"] = dice
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataProblem, match=r"summary\.json is not a summary of nnU-Net's evaluation"):
+        read_trained_model(model, NAME, ["0"])

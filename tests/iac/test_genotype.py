@@ -92,3 +92,12 @@ def test_discretised_by_hand():
 
 def test_share_of_edges_without_weights():
     assert Genotype.from_json(VALID).parameter_free_share() == 3 / 8
+
+
+@pytest.mark.parametrize("source", ["00", "\u0660", "0 ", "-0", "+0", "0_0"])
+def test_a_source_is_written_in_one_way_only(source):
+    content = {**VALID, "2": {source: "identity", "1": "identity"}}
+    with pytest.raises(DataProblem, match="node 2 cannot read node"):
+        Genotype.from_json(content)
+    with pytest.raises(DataProblem, match="unknown operation"):
+        Genotype.from_json({**VALID, "2": {"0": ["identity"], "1": "identity"}})

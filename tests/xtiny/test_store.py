@@ -162,3 +162,12 @@ def test_a_store_that_cannot_be_read_is_said(store):
     store.path.mkdir()
     with pytest.raises(EnvironmentProblem, match="cannot read"):
         opened_again(store)
+
+
+def test_what_is_no_number_is_no_score(store):
+    values = {"a": True, "b": "abc", "c": None, "d": 0.5, "e": [1.0]}
+    lines = [{"seed": 0, "cap": 16, "values": values}, {"seed": 0, "cap": "16", "values": {"a": 1.0}},
+             {"seed": 0, "cap": 16, "values": [1.0]}]  # fmt: skip
+    with store.path.open("a") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines))
+    assert opened_again(store).known(0, 16) == {"d": 0.5}
