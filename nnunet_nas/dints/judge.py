@@ -56,7 +56,8 @@ class Judge:
         self._recall()
         self.training, self.judging = self.trainer.judging_loaders()
         try:
-            winner = self._gather()
+            with self.trainer.without_the_others():
+                winner = self._gather()
         finally:
             for loader in (self.training, self.judging):
                 if hasattr(loader, "_finish"):

@@ -586,7 +586,10 @@ def test_validation_alone_says_that_there_is_none(searchable, capsys):
 
 
 @SLOW
-def test_two_processes_take_the_same_decisions(searchable, tmp_path):
+@pytest.mark.parametrize("ending", [{}, EVIDENCE], ids=["decoded", "evidence"])
+def test_two_processes_take_the_same_decisions(ending, searchable, tmp_path):
+    # With batch Dice, as here, nnU-Net's loss waits for all processes: what the first one does alone must not.
+    set_settings(searchable, "2d", "dints", **ending)
     first, second = search_in_two_processes(nnUNetTrainerDiNTSSearch, searchable, tmp_path)
     # Four of the weights and two of the architecture.
     assert len(first["batches"]) == 6
