@@ -23,7 +23,10 @@ from nnunet_nas.files import replace_file
 # In the results folder of a search.
 HISTORY = "search_history.npz"
 # What NumPy and zipfile raise for a file that was cut, damaged or is something else altogether.
-_BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError, BadZipFile, zlib.error)
+_BROKEN = (
+    OSError, ValueError, OverflowError, LookupError, TypeError, AttributeError, EOFError, RuntimeError, BadZipFile,
+    zlib.error,
+)  # fmt: skip
 _AGAIN = "restore a copy of it, or run the search again"
 Kind = TypeVar("Kind", bound="History")
 

@@ -192,3 +192,10 @@ def test_a_file_that_is_not_this_history_says_so(tmp_path):
         CellHistory.load(path)
     with pytest.raises(EnvironmentProblem, match="cannot read .*: make it readable for you"):
         CellHistory.load(tmp_path)
+
+
+def test_a_layout_that_is_no_number_is_refused(tmp_path):
+    path = tmp_path / "search_history.npz"
+    np.savez_compressed(path, layout=np.float64(np.inf))
+    with pytest.raises(DataProblem, match="is not the history of a search"):
+        CellHistory.load(path)
