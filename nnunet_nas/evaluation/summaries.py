@@ -431,7 +431,7 @@ def _home(folder: Path) -> tuple[Path | None, str | None]:
             except (NasError, KeyError, TypeError):
                 continue
             names = [path.resolve().name.split("__")[-1] for path in candidates]
-            return home, next((name for name in names if name in known), None)
+            return home, next((name for name in names if isinstance(known, dict) and name in known), None)
     return None, None
 
 

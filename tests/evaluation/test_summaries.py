@@ -291,3 +291,9 @@ def test_a_dice_that_cannot_be_is_refused(model, dice):
     path.write_text(json.dumps(content))
     with pytest.raises(DataProblem, match=r"summary\.json is not a summary of nnU-Net's evaluation"):
         read_trained_model(model, NAME, ["0"])
+
+
+def test_plans_beside_that_are_broken_only_leave_the_configuration_unknown(model):
+    (model / "plans.json").write_text(json.dumps({"configurations": 1}))
+    found = evaluated(model / "fold_0" / "validation")
+    assert (found.home, found.configuration) == (model, None)
