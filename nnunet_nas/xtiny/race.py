@@ -13,8 +13,8 @@ at the horizon, there for every exponent that fits about as well. The standard e
 the cases, and of the scatter of the curves around their law. From narrow to wide the first success ends the race, so
 the level alpha is divided by the number of pairs; a pair is looked at after each doubling, and look k of them spends
 alpha / 2^k. Where a wider width is better by more than the margin, the narrower one is thus taken with probability
-alpha at most, if curves follow the law. What is still open when the budget ends is not taken. There is one training per
-width: what another one would give is not in this.
+alpha at most, if curves follow the law. What is still open when the budget ends is not taken, nor is a network that has
+learnt nothing. There is one training per width: what another one would give is not in this.
 
 Pure functions on arrays. Positions count candidates from the widest (0), as elsewhere.
 """
@@ -31,6 +31,8 @@ EQUAL, WORSE, OPEN = "equal", "worse", "open"
 # Iterations before the first measurement, points on the curve that a fit needs, and exponents that it tries.
 _FIRST = 32
 _LEAST_POINTS = 4
+# Dice below which a network has found nothing.
+_LEARNT = 0.05
 _EXPONENTS = np.geomspace(0.1, 2, 48)
 
 
@@ -143,21 +145,23 @@ def next_move(curves: Mapping[int, Curve], costs: Sequence[float], rules: Rules)
         rules: of the race.
     """
     pairs = pairs_of(len(costs))
-    allowances = _allowances([costs[narrow] + costs[wide] for narrow, wide in pairs], rules.budget)
     spent = sum(costs[position] * curve.length for position, curve in curves.items())
-    comparisons = []
-    for (narrow, wide), allowance in zip(pairs, allowances, strict=True):
-        empty = Curve(np.zeros(0, dtype=int), np.zeros((0, 0)))
-        both = {position: curves.get(position, empty) for position in (narrow, wide)}
-        comparison = judge(both[narrow], both[wide], (narrow, wide), rules, level=rules.alpha / len(pairs))
-        target = _next_look(comparison, rules.horizon)
-        if comparison.verdict == OPEN and target is not None:
-            short = {position: target - curve.length for position, curve in both.items() if curve.length < target}
-            if spent + sum(costs[position] * more for position, more in short.items()) <= allowance:
-                return Train(max(short), target)  # the narrower one first: it costs less
-        comparisons.append(comparison)
-        if comparison.verdict == EQUAL:
-            return Outcome(narrow, comparisons, spent)
+    empty = Curve(np.zeros(0, dtype=int), np.zeros((0, 0)))
+    comparisons: list[Comparison] = []
+    # What no pair could use of its allowance goes to those that are open, the narrowest first.
+    for allowances in (_allowances([costs[i] + costs[j] for i, j in pairs], rules.budget), [rules.budget] * len(pairs)):
+        comparisons = []
+        for (narrow, wide), allowance in zip(pairs, allowances, strict=True):
+            both = {position: curves.get(position, empty) for position in (narrow, wide)}
+            comparison = judge(both[narrow], both[wide], (narrow, wide), rules, level=rules.alpha / len(pairs))
+            target = _next_look(comparison, rules.horizon)
+            if comparison.verdict == OPEN and target is not None:
+                short = {position: target - curve.length for position, curve in both.items() if curve.length < target}
+                if spent + sum(costs[position] * more for position, more in short.items()) <= allowance:
+                    return Train(max(short), target)  # the narrower one first: it costs less
+            comparisons.append(comparison)
+            if comparison.verdict == EQUAL:
+                return Outcome(narrow, comparisons, spent)
     return Outcome(0, comparisons, spent)
 
 
@@ -181,6 +185,8 @@ def judge(narrow: Curve, wide: Curve, pair: tuple[int, int], rules: Rules, *, le
     for number, iterations in enumerate((look for look in looks(rules.horizon) if look <= common), start=1):
         both = (narrow.until(iterations), wide.until(iterations))
         comparison = _look(*both, pair, rules, look=number, level=level / 2**number)
+        if comparison.verdict == EQUAL and not has_learnt(both[0]):
+            comparison = replace(comparison, verdict=OPEN)  # level with another network that knows nothing either
         if comparison.verdict != OPEN:
             break
     return comparison
@@ -269,6 +275,12 @@ def _law(narrow: Curve, wide: Curve, rules: Rules) -> Law | None:
         if not foretold.min() - reach <= gaps[-1] <= foretold.max() + reach:
             return None
     return law
+
+
+def has_learnt(curve: Curve) -> bool:
+    """Whether a network finds anything, and no less than at its first measurement."""
+    dice = curve.dice.mean(1)
+    return bool(dice[-1] >= max(_LEARNT, dice[0]))
 
 
 def off_the_ground(errors: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nnunet_nas.complexity import Complexity
 from nnunet_nas.figures import new_figure, write_figure
 from nnunet_nas.files import replace_file
-from nnunet_nas.xtiny.race import EQUAL, OPEN, Comparison, Curve, Outcome, Rules
+from nnunet_nas.xtiny.race import EQUAL, OPEN, Comparison, Curve, Outcome, Rules, has_learnt
 from nnunet_nas.xtiny.request import RACE, RACE_FOLD, SCORES, SELECTION
 from nnunet_nas.xtiny.scoring import Candidate
 from nnunet_nas.xtiny.widths import candidate_name
@@ -74,6 +74,9 @@ class RaceReport:
             lines.append(f"The race chose cap {caps[chosen]}; cap {caps[self.position]} is the widest in the budget.")
         if chosen == 0:
             lines.append("No narrower width was shown to suffice: the base stays.")
+        unfinished = (pair for pair in self.outcome.comparisons if pair.iterations < self.rules.horizon)
+        if any(comparison.verdict == OPEN for comparison in unfinished):
+            lines.append("What is open may be decided with a larger -race_budget: the race goes on from there.")
         lines.append(
             f"The race cost {self.outcome.spent:,.0f} iterations of the base; each width was trained once, and what "
             f"another training would give is not in the limits."
@@ -88,6 +91,8 @@ class RaceReport:
         pair, margin = f"Cap {narrow} beside {wide}", f"{self.rules.margin:g}"
         if comparison.look == 0:
             return f"{pair}: not measured within the budget."
+        if not has_learnt(self.curves[comparison.narrow].until(comparison.iterations)):
+            pair += f" ({narrow} has found nothing yet)"
         now = f"{comparison.measured:+.4f} Dice for {wide} after {comparison.iterations:,} iterations"
         if math.isnan(comparison.expected):
             there = "not extrapolated: no law is seen in the curves yet"

@@ -93,11 +93,20 @@ def test_networks_that_learn_nothing_are_trained_longer():
     assert judge(nothing, nothing, (2, 0), Rules(), level=0.1).verdict == OPEN
 
 
+def test_networks_that_have_learnt_nothing_by_the_end_are_not_taken():
+    steps = np.array(checkpoints(256))
+    nothing = Curve(steps, np.zeros((len(steps), CASES)))
+    found = judge(nothing, nothing, (2, 0), Rules(horizon=256), level=0.1)
+    assert (found.measured, found.high, found.verdict) == (0, 0, OPEN)
+    curves = dict.fromkeys(range(WIDTHS), nothing)
+    assert next_move(curves, COSTS, Rules(horizon=256)).position == 0
+
+
 def test_at_the_horizon_nothing_is_extrapolated():
     rng = np.random.default_rng(0)
     shared = rng.normal(0.8, 0.05, CASES)
     steps = np.array(checkpoints(256))
-    narrow = Curve(steps, np.tile(shared, (len(steps), 1)))
+    narrow = Curve(steps, shared * np.linspace(0.5, 1, len(steps))[:, None])
     found = judge(narrow, Curve(steps, narrow.dice + 0.004), (2, 0), Rules(horizon=256), level=0.1)
     assert (found.verdict, found.iterations) == (EQUAL, 256)
     assert found.expected == found.measured == pytest.approx(0.004)
