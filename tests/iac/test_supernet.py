@@ -1,6 +1,7 @@
 """The supernet against the plain implementation, the discrete cell and its own promises."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from nnunet_nas.iac.network import IACUNet, discrete_state
 from nnunet_nas.iac.operations import CONVOLUTIONS
 from nnunet_nas.iac.relaxation import edge_weights, operation_probabilities
 from nnunet_nas.iac.settings import IACLTHSettings
-from nnunet_nas.iac.supernet import IACSupernet, Mixture, SuperCell
+from nnunet_nas.iac.supernet import IACSupernet, Mixture, SuperCell, _shuffled
 from nnunet_nas.skips.unet import SKIP_PREFIX, load_backbone
 
 LEVELS = {"2d": ((9, 8), (3, 3)), "3d": ((5, 6, 7), (3, 3, 3)), "anisotropic": ((3, 8, 7), (1, 3, 3))}
@@ -106,6 +107,17 @@ def assert_same_weight_gradients(fast, plain, active):
                     expected.append(whole)
                 ours = torch.zeros_like(weight) if weight.grad is None else weight.grad
                 torch.testing.assert_close(ours, torch.stack(expected))
+
+
+@pytest.mark.parametrize("size", [(5, 4), (2, 3, 4)])
+@pytest.mark.parametrize(("groups", "channels"), [(2, 3), (3, 2), (4, 3), (4, 4), (5, 1)])
+def test_channels_are_shuffled_by_hand(groups, channels, size):
+    """Channel q K + k is channel q of group k; the mixed channels are group 0."""
+    x = torch.randn(2, groups * channels, *size, generator=torch.Generator().manual_seed(0))
+    shuffled = _shuffled(x[:, :channels], x[:, channels:], groups)
+    assert shuffled.shape == x.shape
+    for q, k in itertools.product(range(channels), range(groups)):
+        assert shuffled[:, q * groups + k].equal(x[:, k * channels + q])
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 6, 5), (2, 3, 4, 3, 5)])
