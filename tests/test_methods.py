@@ -160,7 +160,7 @@ def test_set_search_takes_a_fifth_method(dataset, capsys, fifth_method):
     assert "stages that are searched" in output.out
     assert output.err.splitlines()[-1] == "next: nnUNetv2_train 11 2d 0 -tr nnUNetTrainerToySearch"
     assert main(["set_search", "-d", "11", "-c", "2d", "-m", "toy", "depth=0"]) == 2
-    assert "setting toy.depth must be an integer of at least 1, not 0" in capsys.readouterr().err
+    assert "setting toy.depth must be an integer of at least 1 and at most 4294967295, not 0" in capsys.readouterr().err
 
 
 def test_dynamics_takes_a_fifth_method(dataset, capsys, fifth_method, nnunet_folders):
