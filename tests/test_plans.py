@@ -719,6 +719,7 @@ CHANGES = st.tuples(
 )
 
 
+@pytest.mark.integration
 @settings(max_examples=50, deadline=None)
 @given(st.lists(CHANGES, max_size=6))
 def test_any_sequence_of_changes_leaves_in_force_what_was_asked_for(changes):

@@ -21,6 +21,9 @@ from nnunet_nas.xtiny.request import TinySettings
 from nnunet_nas.xtiny.store import ScoreStore
 from nnunet_nas.xtiny.training import Contestant
 
+# In nnU-Net's training loop: seconds each, so they run with the slow layer.
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ("-rule", "race", "-horizon", "45", "-race_budget", "500", "-margin", "0.9")
 

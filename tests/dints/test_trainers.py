@@ -29,6 +29,9 @@ from nnunet_nas.dints.topology import Topology
 from nnunet_nas.dints.trainers import nnUNetTrainerDiNTSSearch
 from nnunet_nas.plans import Plans
 
+# In nnU-Net's training loop: seconds each, so they run with the slow layer.
+pytestmark = pytest.mark.integration
+
 # A search in this process takes seconds; the fast layers keep one of each kind.
 SLOW = pytest.mark.integration
 NO_PICTURES = pytest.mark.usefixtures("no_pictures")

@@ -14,6 +14,9 @@ from nnunet_nas.cli.main import main
 from nnunet_nas.distill.teacher import Teacher
 from nnunet_nas.distill.trainer import nnUNetTrainerDistill
 
+# In nnU-Net's training loop: seconds each, so they run with the slow layer.
+pytestmark = pytest.mark.integration
+
 STUDENT = "2d_xtiny8"
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
 

@@ -26,6 +26,9 @@ from nnunet_nas.iac.trainers import nnUNetTrainerIACLTHSearch, nnUNetTrainerIACS
 from nnunet_nas.skips.retrofit import nnUNetTrainerIACRetrofit
 from nnunet_nas.skips.unet import SKIP_PREFIX
 
+# In nnU-Net's training loop: seconds each, so they run with the slow layer.
+pytestmark = pytest.mark.integration
+
 # More searches of seconds each; the fast layers keep one of each kind.
 SLOW = pytest.mark.integration
 NO_PICTURES = pytest.mark.usefixtures("no_pictures")

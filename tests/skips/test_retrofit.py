@@ -18,6 +18,9 @@ from nnunet_nas.iac.trainers import nnUNetTrainerIACSearch
 from nnunet_nas.skips.retrofit import nnUNetTrainerIACRetrofit
 from nnunet_nas.skips.unet import SKIP_PREFIX, backbone_weights
 
+# In nnU-Net's training loop: seconds each, so they run with the slow layer.
+pytestmark = pytest.mark.integration
+
 SLOW = pytest.mark.integration
 NO_PICTURES = pytest.mark.usefixtures("no_pictures")
 

@@ -159,6 +159,7 @@ def test_where_all_widths_are_equal_the_narrowest_is_taken(horizon):
     assert counts[5] + counts[6] >= 16
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("horizon", [4096, 250_000])
 def test_widths_that_are_worse_by_more_than_the_margin_are_hardly_ever_taken(horizon):
     """0.0105 where 0.01 is allowed, and alpha is 0.1: of 40 races 4, and two standard deviations more."""
