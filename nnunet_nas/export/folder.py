@@ -80,12 +80,12 @@ def export(settings: ExportSettings, progress: Callable[[str], object] = lambda 
     model = load_model(
         settings.model, settings.folds, settings.checkpoint, step=settings.step, mirroring=settings.mirroring
     )
-    recipe_of(model, (), settings.postprocessing)  # refusals come before the work
+    recipe = recipe_of(model, (), settings.postprocessing)  # refusals come before the work
     with _scratch_beside(settings.output) as scratch:
         folder = Path(scratch) / "export"
         folder.mkdir()
-        recipe = _write_model(model, settings, folder, progress)
-        verification = _verified(model, recipe, settings, folder, progress)
+        recipe = _write_model(model, recipe, folder, progress)
+        verification = _verified(model, settings, folder, progress)
         _write_rest(recipe if verification is None else _with_outcome(recipe, verification), verification, folder)
         if settings.output.exists():
             settings.output.rmdir()
@@ -107,24 +107,21 @@ def _require_free(output: Path) -> None:
         raise DataProblem(f"-o {output} exists and is not an empty folder: choose another, or remove it")
 
 
-def _write_model(
-    model: TrainedModel, settings: ExportSettings, folder: Path, progress: Callable[[str], object]
-) -> Recipe:
+def _write_model(model: TrainedModel, recipe: Recipe, folder: Path, progress: Callable[[str], object]) -> Recipe:
+    """Writes all networks; the recipe that names them."""
     networks = []
-    patch_size = model.predictor.configuration_manager.patch_size
-    channels = len(recipe_of(model, (), None).channels)
     for position, fold in enumerate(model.folds):
         path = folder / f"fold_{fold}.onnx"
-        write_network(model.load_fold(position), path, channels=channels, patch_size=patch_size)
+        write_network(model.load_fold(position), path, channels=len(recipe.channels), patch_size=recipe.patch_size)
         networks.append(Network(path.name, fold, file_digest(path)))
         progress(f"{path.name}: {path.stat().st_size / 2**20:.2f} MiB")
-    recipe = recipe_of(model, networks, settings.postprocessing)
+    recipe = replace(recipe, networks=tuple(networks))
     _write_recipe(recipe, folder)
     return recipe
 
 
 def _verified(
-    model: TrainedModel, recipe: Recipe, settings: ExportSettings, folder: Path, progress: Callable[[str], object]
+    model: TrainedModel, settings: ExportSettings, folder: Path, progress: Callable[[str], object]
 ) -> Verification | None:
     if settings.images is None:
         if settings.unverified:
@@ -136,7 +133,6 @@ def _verified(
     verification = verify(model, predictor, cases, mirroring=settings.mirroring)
     if not verification.agrees and not settings.unverified:
         raise DataProblem(f"the export does not agree with nnU-Net: {verification.sentence()}; nothing was written")
-    del recipe
     return verification
 
 
