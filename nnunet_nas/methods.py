@@ -132,6 +132,11 @@ METHODS = {
             settings="nnunet_nas.distill.settings:DistillSettings",
             trainer="nnunet_nas.distill.trainer:nnUNetTrainerDistill",
         ),
+        Method(
+            "schedule",
+            settings="nnunet_nas.schedule.settings:ScheduleSettings",
+            trainer="nnunet_nas.schedule.trainer:nnUNetTrainerScheduled",
+        ),
         Method("skip", in_backbone=True),
         Method("encoder"),
     )

@@ -48,7 +48,7 @@ def test_every_part_exists_and_is_its_methods(name):
 
 
 def test_what_the_table_says_of_today():
-    assert with_settings() == ["iac", "iac_lth", "iac_retrofit", "dints", "distill"]
+    assert with_settings() == ["iac", "iac_lth", "iac_retrofit", "dints", "distill", "schedule"]
     assert searches() == ["iac", "iac_lth", "dints"]
     assert retrofitted() == ["iac", "iac_lth", "skip"]
     assert {name: result_trainer(name) for name in (*METHODS, None, "unheard of")} == {
@@ -58,6 +58,7 @@ def test_what_the_table_says_of_today():
         "iac_retrofit": None,
         "dints": None,
         "distill": None,
+        "schedule": None,
         "skip": None,
         "encoder": None,
         None: None,
@@ -75,6 +76,7 @@ def test_nnunet_finds_every_trainer_where_it_is_told_to_look():
         "nnUNetTrainerIACLTHSearch",
         "nnUNetTrainerIACRetrofit",
         "nnUNetTrainerIACSearch",
+        "nnUNetTrainerScheduled",
     ]
     # Pickled by the module that they are defined in: nnU-Net forgets the one that it found them in.
     assert all(getattr(sys.modules[cls.__module__], name) is cls for name, cls in found.items())

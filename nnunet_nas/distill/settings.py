@@ -1,15 +1,16 @@
-"""Settings of the distillation; all are our choice, the lengths and the rate are nnU-Net's."""
+"""Settings of the distillation, beside those of every plain training; all are our choice."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+from nnunet_nas.schedule.settings import ScheduleSettings
 from nnunet_nas.settings import setting
 
 
-@dataclass(frozen=True)
-class DistillSettings:
+@dataclass(frozen=True, kw_only=True)
+class DistillSettings(ScheduleSettings):
     """`nas_settings.distill`: what teaches, and how much it counts."""
 
     method: ClassVar[str] = "distill"
@@ -30,11 +31,3 @@ class DistillSettings:
     teacher_folds: tuple[str, ...] | None = setting(
         None, "our choice", "folds whose logits are averaged; none: this training's own, which saw the same cases"
     )
-    num_epochs: int = setting(1000, "our choice", "epochs (nnU-Net's)", minimum=1)
-    num_iterations_per_epoch: int = setting(250, "our choice", "training iterations per epoch (nnU-Net's)", minimum=1)
-    num_val_iterations_per_epoch: int = setting(
-        50, "our choice", "validation iterations per epoch (nnU-Net's)", minimum=1
-    )
-    initial_lr: float = setting(0.01, "our choice", "initial learning rate (nnU-Net's)", minimum=0)
-    augmentation: bool = setting(True, "our choice", "nnU-Net's augmentation")
-    seed: int = setting(0, "our choice", "random seed of initial weights and patches", minimum=0)

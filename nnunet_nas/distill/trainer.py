@@ -8,44 +8,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from nnunet_nas.distill.loss import DistillationLoss
 from nnunet_nas.distill.settings import DistillSettings
 from nnunet_nas.distill.teacher import Teacher, TeacherAddress, find_teacher
-from nnunet_nas.errors import exit_with_one_line
-from nnunet_nas.plans import Plans
-from nnunet_nas.randomness import seed_everything
-from nnunet_nas.settings import read_settings
-from nnunet_nas.trainer import ModelTrainer
+from nnunet_nas.schedule.trainer import nnUNetTrainerScheduled
 
 
-class nnUNetTrainerDistill(ModelTrainer):
+class nnUNetTrainerDistill(nnUNetTrainerScheduled):
     """nnU-Net's training with a teacher; validation loss and pseudo Dice are nnU-Net's, without it."""
 
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int | str,
-        dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
-    ) -> None:
-        self.goes_on = bool(plans.get("continue_training"))
-        with exit_with_one_line():
-            self.settings = read_settings(DistillSettings, Plans(plans).resolve(configuration))
-            Plans(plans).require_fresh(configuration)
-            super().__init__(plans, configuration, fold, dataset_json, device)
-        self.follow_settings()
-        self.initial_lr = self.settings.initial_lr
-        self.teacher: Teacher | None = None
-
-    def initialize(self) -> None:
-        """nnU-Net's initialisation with weights by the seed of the settings."""
-        seed_everything(self.settings.seed)
-        with exit_with_one_line():
-            super().initialize()
+    settings_class = DistillSettings
+    settings: DistillSettings
+    teacher: Teacher | None = None
 
     def _build_loss(self) -> nn.Module:
         return DistillationLoss(
@@ -56,16 +32,10 @@ class nnUNetTrainerDistill(ModelTrainer):
             regions=self.label_manager.has_regions,
         )
 
-    def on_train_start(self) -> None:
-        """Finds the teacher before nnU-Net's preparations."""
-        with exit_with_one_line():
-            if not self.was_initialized:
-                self.initialize()
-            if self.settings.weight > 0:
-                self.find_teacher()
-            # The same patches with a teacher and without; others in every process, and when a training goes on.
-            seed_everything(self.settings.seed + 1000 * self.current_epoch + self.local_rank)
-            super().on_train_start()
+    def prepare(self) -> None:
+        """Finds the teacher."""
+        if self.settings.weight > 0:
+            self.find_teacher()
 
     def find_teacher(self) -> None:
         """Takes the teacher of the settings, and mirrors images as those that it learnt from were.

@@ -430,7 +430,7 @@ class TestCommand:
             "name": "nnUNet_extTrainer",
             "status": "ok",
             "found": f"{ours}: nnUNetTrainerDiNTSSearch, nnUNetTrainerDistill, nnUNetTrainerIACLTHSearch, "
-            "nnUNetTrainerIACRetrofit, nnUNetTrainerIACSearch",
+            "nnUNetTrainerIACRetrofit, nnUNetTrainerIACSearch, nnUNetTrainerScheduled",
             "mend": "",
         }
         for name in ("numpy", "torch", "nnunetv2", "blosc2"):

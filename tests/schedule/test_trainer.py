@@ -1,0 +1,100 @@
+"""Plain trainings of seconds in this process, by a schedule in the plans."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cell_searches import make_backbone
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from searches import make_trainer, refused, set_settings
+
+from nnunet_nas.schedule.trainer import nnUNetTrainerScheduled
+
+# In nnU-Net's training loop: seconds each, so they run with the slow layer.
+pytestmark = pytest.mark.integration
+
+SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
+
+
+@pytest.fixture
+def planned(dataset, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    monkeypatch.setattr("nnunetv2.training.logging.nnunet_logger.LocalLogger.plot_progress_png", lambda *args: None)
+    set_settings(dataset, "2d", "schedule", **SHORT)
+    return dataset
+
+
+def scheduled(planned, **options):
+    return make_trainer(nnUNetTrainerScheduled, planned, **options)
+
+
+def weights_of(trainer):
+    return {key: value.clone() for key, value in trainer.network.state_dict().items()}
+
+
+def test_it_trains_as_long_as_the_plans_say_and_leaves_a_model_of_nnunets_own(planned):
+    set_settings(planned, "2d", "schedule", initial_lr=0.002)
+    trainer = scheduled(planned)
+    trainer.run_training()
+    folder = Path(trainer.output_folder)
+    checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=False)
+    assert checkpoint["trainer_name"] == "nnUNetTrainer"
+    assert len(checkpoint["logging"]["train_losses"]) == 2
+    assert checkpoint["logging"]["lrs"][0] == pytest.approx(0.002)
+    make_trainer(nnUNetTrainer, planned).load_checkpoint(str(folder / "checkpoint_final.pth"))
+
+
+def test_a_killed_training_ends_as_one_in_a_single_go(planned):
+    whole = scheduled(planned)
+    whole.run_training()
+    expected = weights_of(whole)
+    folder = Path(whole.output_folder)
+    for path in folder.glob("*.pth"):
+        path.unlink()
+    cut = scheduled(planned)
+    cut.num_epochs = 1
+    cut.run_training()
+    (folder / "checkpoint_final.pth").rename(folder / "checkpoint_latest.pth")
+    # The rate falls with the planned length; the first epoch's is the same whatever it is.
+    resumed = scheduled(planned, resume=True)
+    resumed.load_checkpoint(str(folder / "checkpoint_latest.pth"))
+    resumed.run_training()
+    assert all(value.equal(expected[key]) for key, value in weights_of(resumed).items())
+
+
+def test_the_seed_decides_weights_and_patches(planned):
+    def start():
+        trainer = scheduled(planned)
+        trainer.on_train_start()
+        return weights_of(trainer), next(trainer.dataloader_train)["data"]
+
+    (weights, patches), (again, same) = start(), start()
+    assert all(value.equal(again[key]) for key, value in weights.items())
+    assert patches.equal(same)
+    set_settings(planned, "2d", "schedule", seed=1)
+    others, different = start()
+    assert not all(value.equal(others[key]) for key, value in weights.items())
+    assert not patches.equal(different)
+
+
+def test_a_warm_start_takes_all_weights_and_only_once(planned):
+    path = make_backbone(planned)
+    set_settings(planned, "2d", "schedule", initial_checkpoint=str(path))
+    trainer = scheduled(planned)
+    trainer.initialize()
+    given = torch.load(path, weights_only=False)["network_weights"]
+    assert any("seg_layers" in key for key in given)
+    assert all(value.equal(given[key]) for key, value in weights_of(trainer).items())
+    resumed = scheduled(planned, resume=True)
+    resumed.initialize()
+    assert not all(value.equal(given[key]) for key, value in weights_of(resumed).items())
+
+
+def test_a_checkpoint_of_another_network_is_refused(planned, tmp_path, capsys):
+    path = tmp_path / "other.pth"
+    torch.save({"network_weights": {"a.weight": torch.from_numpy(np.zeros(3, dtype=np.float32))}}, path)
+    set_settings(planned, "2d", "schedule", initial_checkpoint=str(path))
+    text = refused(4, scheduled(planned).run_training, capsys)
+    assert f"{path} holds another network than 2d" in text
+    assert text.endswith("correct initial_checkpoint in the plans")
