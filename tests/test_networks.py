@@ -255,6 +255,16 @@ def test_it_exports(network_spec):
     )
 
 
+@on_every_network
+def test_several_gpus_train_what_one_predicts_with(network_spec):
+    network = build_network(network_spec, seed=1).eval()
+    alone, names = network(images(network_spec)), list(network.state_dict())
+    # As nnU-Net's trainer does with -num_gpus.
+    converted = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    assert converted(images(network_spec)).equal(alone)
+    assert list(converted.state_dict()) == names
+
+
 def test_every_pair_of_kind_geometry_width_and_test_meets():
     met = set()
     for turn, cases in enumerate(CONTRACT):
@@ -268,7 +278,7 @@ def test_every_pair_of_kind_geometry_width_and_test_meets():
     for width in (("width", 1), ("width", 8)):
         wanted |= {(kind, width) for kind, widths in kinds.items() if width[1] in widths}
         wanted |= {(geometry, width) for geometry in geometries} | {(width, test) for test in tests}
-    assert len(CONTRACT) == 8
+    assert len(CONTRACT) == 9
     assert wanted <= met
 
 

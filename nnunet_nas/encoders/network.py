@@ -3,6 +3,9 @@
 The encoder grid of the papers on IAC: VGG-16, ResNet-50, MobileNetV3-Large, EfficientNetV2-S and -M. Where the
 encoder's first features have half the resolution, two convolutions of the plan's kind come before it, so that labels
 are predicted at full resolution (our choice). The decoder is nnU-Net's own. Searched cells and skip modules fit in.
+
+Some of timm's encoders have batch norms that activate, too. On several GPUs nnU-Net puts synchronised norms in their
+place, which do not; so norm and activation are parted here, under the names that timm's weights have.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from dynamic_network_architectures.architectures.abstract_arch import AbstractDy
 from dynamic_network_architectures.building_blocks.simple_conv_blocks import StackedConvBlocks
 from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
 from nnunet_nas.blocks import conv_feature_map_size
@@ -53,6 +57,46 @@ def _starts_at_full(name: str) -> bool:
     return bool(body.feature_info.reduction()[0] == 1)
 
 
+class NormThenActivation(nn.Module):
+    """timm's `BatchNormAct2d` as two modules, of which one is torch's own norm; its state has the names of timm's."""
+
+    norm: nn.Module
+
+    def __init__(self, joint: BatchNormAct2d) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(
+            joint.num_features,
+            joint.eps,
+            joint.momentum,
+            affine=joint.affine,
+            track_running_stats=joint.track_running_stats,
+        )
+        self.norm.load_state_dict(joint.state_dict())
+        self.activation = nn.Sequential(joint.drop, joint.act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised and activated features, (b, c, y, x)."""
+        activated: Tensor = self.activation(self.norm(x))
+        return activated
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The norm's, as if this were it."""
+        return self.norm.state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            state_dict[f"{prefix}norm.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _part_norms_from_activations(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, BatchNormAct2d):
+            setattr(module, name, NormThenActivation(child))
+        else:
+            _part_norms_from_activations(child)
+
+
 class TimmEncoder(nn.Module):
     """Features of every stage, with what a decoder asks of an encoder."""
 
@@ -78,6 +122,7 @@ class TimmEncoder(nn.Module):
             ENCODERS[name], pretrained=False, features_only=True, in_chans=input_channels, out_indices=range(count)
         )
         self._leave_out_what_comes_after()
+        _part_norms_from_activations(self.body)
         channels = [int(features) for features in self.body.feature_info.channels()]
         self.output_channels = channels if self.starts_at_full else [_STEM_FEATURES, *channels]
         self.strides = [[1, 1], *[[2, 2]] * (n_stages - 1)]
