@@ -142,7 +142,7 @@ KINDS = (
     *((spec, name, (1, 8)) for name in BACKBONES),
     *((with_cells, name, (8,)) for name in BACKBONES),
     *((with_topology, name, (8,)) for name in ("whole", "path", "half")),
-    *((with_skip_modules, name, (8,)) for name in ("attention", "residual_attention", "nested")),
+    *((with_skip_modules, name, (8,)) for name in ("attention", "residual_attention", "nested", "conv")),
 )
 CONTRACT = []
 

@@ -1,4 +1,4 @@
-"""Adds a configuration with a published module in every skip connection, to compare searched cells with.
+"""Adds a configuration with a published module or a convolution in every skip connection, to compare cells with.
 
 It is trained from scratch by nnU-Net's own trainer, or on the frozen backbone by the retrofit trainer.
 
@@ -19,8 +19,8 @@ from nnunet_nas.environment import find_preprocessed_dataset
 from nnunet_nas.methods import retrofit_trainer
 from nnunet_nas.plans import Plans, Provenance, wrapped
 
-SUMMARY = "add attention, residual attention or nested skips"
-_MODULES = ("attention", "residual_attention", "nested")
+SUMMARY = "add attention, residual attention, nested skips or a convolution"
+_MODULES = ("attention", "residual_attention", "nested", "conv")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Modules for skip connections that the papers on IAC compare with, for 2-D and 3-D.
+"""Modules for skip connections that the papers on IAC compare with, and a plain convolution, for 2-D and 3-D.
 
 Each takes the encoder's features of its level and the decoder's upsampled ones, both (b, C, *spatial), and gives what
 the decoder reads in place of the former. Channels, norms and activations are the backbone's (our choice, so that a
@@ -16,6 +16,26 @@ from torch.nn.functional import avg_pool2d, avg_pool3d, interpolate
 from nnunet_nas.blocks import Blocks
 
 _MODES = {2: "bilinear", 3: "trilinear"}
+
+
+class ResidualConvolution(nn.Module):
+    """x + conv(x), from zero weights: the plainest thing to put there, and what every other has to beat (our choice)."""
+
+    def __init__(self, blocks: Blocks, channels: int, kernel: Sequence[int]) -> None:
+        super().__init__()
+        self.convolution = blocks.conv(channels, channels, kernel)
+        self.zero_output()
+
+    def forward(self, x: Tensor, up: Tensor, nodes: list[list[Tensor]]) -> Tensor:
+        """x: (b, C, *spatial); the others are not used."""
+        del up, nodes
+        convolved: Tensor = self.convolution(x)
+        return x + convolved
+
+    def zero_output(self) -> None:
+        """The network starts as the one without it."""
+        for parameter in self.convolution.parameters():
+            nn.init.zeros_(parameter)
 
 
 class AttentionGate(nn.Module):

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from nnunet_nas.blocks import Blocks
 from nnunet_nas.errors import DataProblem
-from nnunet_nas.skips.modules import AttentionGate, NestedSkip, ResidualAttention
+from nnunet_nas.skips.modules import AttentionGate, NestedSkip, ResidualAttention, ResidualConvolution
 from nnunet_nas.skips.unet import SkipUNet, build_backbone
 
-MODULES = ("attention", "residual_attention", "nested")
+MODULES = ("attention", "residual_attention", "nested", "conv")
 
 
 class SkipModuleUNet(SkipUNet):
-    """A U-Net with a published module in every skip connection."""
+    """A U-Net with a published module, or a convolution, in every skip connection."""
 
     def __init__(
         self,
@@ -58,6 +58,8 @@ class SkipModuleUNet(SkipUNet):
         )
 
         def module(level: int, channels: int, kernel: Sequence[int]) -> nn.Module:
+            if skip_module == "conv":
+                return ResidualConvolution(blocks, channels, kernel)
             if skip_module == "attention":
                 return AttentionGate(blocks, channels)
             if skip_module == "residual_attention":
@@ -72,6 +74,8 @@ class SkipModuleUNet(SkipUNet):
 
     @staticmethod
     def initialize(module: nn.Module) -> None:
-        """nnU-Net's initialisation (He, residual blocks start as identity)."""
+        """nnU-Net's initialisation (He, residual blocks start as identity); residual convolutions start at zero."""
         InitWeights_He(1e-2)(module)
         init_last_bn_before_add_to_0(module)
+        if isinstance(module, ResidualConvolution):
+            module.zero_output()

@@ -14,7 +14,7 @@ def plans(dataset):
 
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
-@pytest.mark.parametrize("module", ["attention", "residual_attention", "nested"])
+@pytest.mark.parametrize("module", ["attention", "residual_attention", "nested", "conv"])
 def test_it_adds_a_network_that_nnunet_builds(dataset, capsys, configuration, module):
     before = plans(dataset)
     assert main(["add_skip", "-d", "11", "-c", configuration, "-m", module]) == 0

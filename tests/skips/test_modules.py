@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 from torch.nn.functional import avg_pool2d, conv2d, instance_norm, interpolate, leaky_relu
 
 from nnunet_nas.blocks import Blocks
-from nnunet_nas.skips.modules import AttentionGate, NestedSkip, ResidualAttention
+from nnunet_nas.skips.modules import AttentionGate, NestedSkip, ResidualAttention, ResidualConvolution
+from nnunet_nas.skips.network import SkipModuleUNet
+from nnunet_nas.skips.unet import load_backbone
 
 BLOCKS = Blocks(
     conv_op=nn.Conv2d,
@@ -44,6 +47,27 @@ def test_attention_scales_the_skip_by_what_both_say():
     assert share.shape == (2, 1, 8, 6)
     assert share.max() > 3 * share.min() > 0
     torch.testing.assert_close(gate(x, up, []), x * share)
+
+
+def test_a_convolution_is_added_to_the_skip_and_starts_as_nothing():
+    module, x = ResidualConvolution(BLOCKS, 4, (3, 3)), features()
+    assert module(x, features(seed=2), []).equal(x)
+    torch.testing.assert_close(drawn(module)(x, features(seed=2), []), x + of(module.convolution, x))
+
+
+def test_a_network_with_convolutions_starts_as_its_backbone():
+    kwargs = {
+        **{"n_stages": 3, "features_per_stage": [4, 4, 4], "conv_op": nn.Conv2d, "kernel_sizes": [3, 3, 3]},
+        **{"strides": [1, 2, 2], "n_conv_per_stage": 1, "n_conv_per_stage_decoder": 1, "conv_bias": True},
+        **{"norm_op": nn.InstanceNorm2d, "norm_op_kwargs": {"affine": True}, "nonlin": nn.LeakyReLU},
+    }
+    backbone = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+    network = SkipModuleUNet(1, 2, backbone=backbone, skip_module="conv", **kwargs)
+    network.apply(network.initialize)
+    plain = PlainConvUNet(1, num_classes=2, **kwargs)
+    load_backbone(network, plain.state_dict())
+    image = torch.randn(1, 1, 16, 16)
+    torch.testing.assert_close(network.eval()(image), plain.eval()(image))
 
 
 def test_residual_attention_is_one_plus_a_mask_times_the_trunk():
