@@ -234,7 +234,8 @@ def backward(loss: Tensor) -> None:
                 continue
             if gradient is not None:
                 wanted, before = target._input_metadata[number], gradients.get((target, number))
-                fitting = gradient.sum_to_size(wanted.shape).to(wanted.dtype)
+                fits = gradient.shape == torch.Size(wanted.shape)
+                fitting = (gradient if fits else gradient.sum_to_size(wanted.shape)).to(wanted.dtype)
                 gradients[target, number] = fitting if before is None else before + fitting
             waiting[target] -= 1
             if not waiting[target]:
