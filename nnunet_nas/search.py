@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import autocast, nn
+from torch import nn
 
 from nnunet_nas import commands
 from nnunet_nas.architecture import NetworkSpec, network_spec, spec_of
@@ -28,11 +28,14 @@ from nnunet_nas.files import read_json
 from nnunet_nas.histories import HISTORY
 from nnunet_nas.methods import METHODS, result_trainer
 from nnunet_nas.plans import DerivedConfiguration, Plans, Provenance
+from nnunet_nas.precision import LossWatch, half_precision
 from nnunet_nas.randomness import seed_everything
 from nnunet_nas.search_state import ResumableTrainer
 from nnunet_nas.settings import read_settings
 
 _MAXIMUM_NORM = 12.0
+# Iterations between two looks at the losses: several processes look together, which takes a message.
+_LOOK_EVERY = 10
 
 
 class SearchTrainer(ResumableTrainer):
@@ -44,6 +47,7 @@ class SearchTrainer(ResumableTrainer):
     _drawn_epochs: int
     _added: bool
     _next_drawing: float
+    _watch: LossWatch
 
     def __init__(
         self,
@@ -69,6 +73,7 @@ class SearchTrainer(ResumableTrainer):
         self._added = False
         self._drawn_epochs = 0
         self._next_drawing = 0.0
+        self._watch = LossWatch(self.grad_scaler)
 
     @property
     def finished(self) -> bool:
@@ -232,7 +237,7 @@ class SearchTrainer(ResumableTrainer):
         while not self.finished:
             self.on_epoch_start()
             self.on_train_epoch_start()
-            self.on_train_epoch_end([self.train_step(batch) for batch in self._training_batches()])
+            self.on_train_epoch_end(self._train_epoch())
             with torch.no_grad():
                 self.on_validation_epoch_start()
                 steps = range(self.num_val_iterations_per_epoch)
@@ -246,8 +251,36 @@ class SearchTrainer(ResumableTrainer):
         else:
             self.resume_random_numbers(self.resumed_from["random"])
 
-    def _training_batches(self) -> Any:
-        return (next(self.dataloader_train) for _ in range(self.num_iterations_per_epoch))
+    def _train_epoch(self) -> list[dict[str, Any]]:
+        outputs = []
+        for iteration in range(1, self.num_iterations_per_epoch + 1):
+            outputs.append(self.train_step(next(self.dataloader_train)))
+            if iteration % _LOOK_EVERY == 0 or iteration == self.num_iterations_per_epoch:
+                self._require_finite_losses()
+        return outputs
+
+    def _require_finite_losses(self) -> None:
+        """Stops all processes at once, before the epoch is kept.
+
+        Raises:
+            DataProblem: a loss was not finite, or stayed so where steps are skipped.
+        """
+        found = self._watch.fault()
+        if found is None:
+            return
+        stayed = f" and stayed so for {self._watch.patience} iterations" if self._watch.patience > 1 else ""
+        raise DataProblem(
+            f"the loss became {found} in epoch {self.current_epoch}{stayed}: the search up to the epoch before is "
+            f"kept; check the data for NaN, or lower the learning rates with {self.set_search()} and start again"
+        )
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """nnU-Net's record of the mean loss, over the steps that were not skipped."""
+        losses = np.array([output["loss"] for output in train_outputs], float)
+        finite = np.isfinite(losses)
+        if finite.any():
+            train_outputs = [{"loss": loss} for loss in np.where(finite, losses, losses[finite].mean())]
+        super().on_train_epoch_end(train_outputs)
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         """nnU-Net's record of loss and pseudo Dice, or none where validation is switched off."""
@@ -259,30 +292,22 @@ class SearchTrainer(ResumableTrainer):
         self.logger.log("dice_per_class_or_region", [], self.current_epoch)
 
     def loss_of(self, batch: dict[str, Any], network: nn.Module | None = None) -> torch.Tensor:
-        """nnU-Net's loss of one batch, of the network that is searched or another one.
-
-        Raises:
-            DataProblem: it is not a number; the checkpoint of the last epoch stays.
-        """
+        """nnU-Net's loss of one batch, of the network that is searched or another one."""
         data = batch["data"].to(self.device, non_blocking=True)
         target = batch["target"]
         if isinstance(target, list):
             target = [part.to(self.device, non_blocking=True) for part in target]
         else:
             target = target.to(self.device, non_blocking=True)
-        with autocast(self.device.type, enabled=self.device.type == "cuda"):
+        with half_precision(self.device):
             loss: torch.Tensor = self.loss((self.network if network is None else network)(data), target)
-        if not torch.isfinite(loss):
-            raise DataProblem(
-                f"the loss became {loss.item()} in epoch {self.current_epoch}: the search up to the epoch before is "
-                f"kept; check the data for NaN, or lower the learning rates with {self.set_search()} and start again"
-            )
         return loss
 
     def descend(
         self, loss: torch.Tensor, optimizers: Sequence[torch.optim.Optimizer], clipped: Sequence[nn.Parameter]
     ) -> None:
         """One step of several optimisers on one loss; gradients of `clipped` are limited as nnU-Net limits them."""
+        self._watch.add(loss, id(optimizers[0]))
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 
 def read_plans(dataset, name="nnUNetPlans"):
@@ -97,21 +98,29 @@ def use_regions_and_an_ignore_label(dataset):
         file.write_bytes(pickle.dumps(properties))
 
 
-def search_in_two_processes(trainer_class, dataset, folder):
-    """Runs a search of `2d` in two processes that talk to each other; returns what each had in the end."""
+def start_two_processes(trainer_class, dataset, folder, *options):
+    """Starts a search of `2d` in two processes that talk to each other; see `two_processes`."""
+    # nnU-Net's processes write the split both, and one may read the other's half of it.
+    make_trainer(nnUNetTrainer, dataset).do_split()
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
     script, outputs = Path(__file__).with_name("two_processes.py"), [folder / "rank_0.pt", folder / "rank_1.pt"]
     processes = [
         subprocess.Popen(
-            [sys.executable, script, str(rank), port, trainer_class.__name__, dataset, output],
+            [sys.executable, script, str(rank), port, trainer_class.__name__, dataset, output, *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
         for rank, output in enumerate(outputs)
     ]
+    return processes, outputs
+
+
+def search_in_two_processes(trainer_class, dataset, folder):
+    """Runs a search in two processes; returns what each had in the end."""
+    processes, outputs = start_two_processes(trainer_class, dataset, folder)
     for process in processes:
         printed, _ = process.communicate(timeout=300)
         assert process.returncode == 0, printed[-4000:]

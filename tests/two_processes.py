@@ -1,13 +1,14 @@
 """One of two processes of a search on CPU; nnU-Net's own launcher for several GPUs knows CUDA only.
 
-Called as `python two_processes.py RANK PORT TRAINER DATASET_FOLDER OUTPUT`.
+Called as `python two_processes.py RANK PORT TRAINER DATASET_FOLDER OUTPUT [EPOCH]`: in that epoch the images of the
+second process are not numbers.
 """
 
 import sys
 from pathlib import Path
 
 import torch
-from searches import make_trainer
+from searches import make_trainer, poison
 from torch import distributed as dist
 
 from nnunet_nas.dints.trainers import nnUNetTrainerDiNTSSearch
@@ -16,7 +17,7 @@ from nnunet_nas.iac.trainers import nnUNetTrainerIACLTHSearch
 TRAINERS = {trainer.__name__: trainer for trainer in (nnUNetTrainerDiNTSSearch, nnUNetTrainerIACLTHSearch)}
 
 
-def main(rank, port, trainer, dataset, output):
+def main(rank, port, trainer, dataset, output, poisoned_epoch=None):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     trainer = make_trainer(TRAINERS[trainer], dataset)
     # In a process group nnU-Net's constructor takes the CUDA device of the rank for granted.
@@ -29,6 +30,8 @@ def main(rank, port, trainer, dataset, output):
         return loss_of(batch, network)
 
     trainer.loss_of = recorded_loss_of
+    if rank == 1 and poisoned_epoch is not None:
+        poison(trainer, int(poisoned_epoch))
     trainer.run_training()
     torch.save(
         {
@@ -43,4 +46,4 @@ def main(rank, port, trainer, dataset, output):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), sys.argv[5])
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), *sys.argv[5:])

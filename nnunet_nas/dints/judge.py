@@ -107,10 +107,8 @@ class Judge:
     @torch.no_grad()
     def _loss(self, network: nn.Module) -> float:
         """Mean over the batches; infinite where one is not a number."""
-        try:
-            return float(np.mean([self.trainer.loss_of(batch, network).item() for batch in self.batches]))
-        except DataProblem:
-            return math.inf
+        mean = float(np.mean([self.trainer.loss_of(batch, network).item() for batch in self.batches]))
+        return mean if math.isfinite(mean) else math.inf
 
     def shared_loss(self, topology: Topology) -> float:
         """With the weights of the supernet."""
@@ -133,11 +131,7 @@ class Judge:
             for group in optimizer.param_groups:
                 group["lr"] = _LEARNING_RATE * (1 - step / steps) ** _POWER
             optimizer.zero_grad(set_to_none=True)
-            try:
-                loss = trainer.loss_of(next(self.training), network)
-            except DataProblem:
-                return math.inf
-            scaler.scale(loss).backward()
+            scaler.scale(trainer.loss_of(next(self.training), network)).backward()
             scaler.unscale_(optimizer)
             clip_grad_norm_(network.parameters(), _MAXIMUM_NORM)
             scaler.step(optimizer)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import autocast, nn
+from torch import nn
 
 from nnunet_nas import commands
 from nnunet_nas.architecture import build_network, network_spec
 from nnunet_nas.environment import dataset_number
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.plans import Plans
+from nnunet_nas.precision import half_precision
 from nnunet_nas.skips.backbone import Backbone, BackboneAddress, load_checkpoint
 
 
@@ -32,7 +33,7 @@ class Teacher(nn.Module):
         Args:
             images: (b, c, *spatial).
         """
-        with autocast(images.device.type, enabled=images.device.type == "cuda"):
+        with half_precision(images.device):
             outputs = [network(images) for network in self.networks]
         levels = [output if isinstance(output, list | tuple) else [output] for output in outputs]
         return [torch.stack(level).mean(0) for level in zip(*levels, strict=True)]

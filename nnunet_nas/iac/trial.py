@@ -16,6 +16,7 @@ from scipy import stats
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
+from nnunet_nas.errors import DataProblem
 from nnunet_nas.skips.settings import RESIDUAL_RATE
 
 # nnU-Net's training, of which the trial is a short one.
@@ -71,6 +72,13 @@ def train_briefly(
 
 @torch.no_grad()
 def losses(network: nn.Module, batches: Iterable[Any], loss_of: Loss) -> list[float]:
-    """Of every batch."""
+    """Of every batch.
+
+    Raises:
+        DataProblem: one is not finite.
+    """
     network.eval()
-    return [float(loss_of(batch, network)) for batch in batches]
+    found = [float(loss_of(batch, network)) for batch in batches]
+    if not np.isfinite(found).all():
+        raise DataProblem(f"the loss became {next(loss for loss in found if not np.isfinite(loss))}")
+    return found

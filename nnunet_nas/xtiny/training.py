@@ -24,6 +24,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.files import replace_file
 from nnunet_nas.plans import Plans
+from nnunet_nas.precision import LossWatch
 from nnunet_nas.randomness import seed_everything
 from nnunet_nas.trainer import to_bytes
 from nnunet_nas.xtiny.scoring import Candidate
@@ -109,21 +110,23 @@ class Contestant:
         """Trains on, calling `tick` after each iteration.
 
         Raises:
-            DataProblem: the loss is not a number.
+            DataProblem: the loss is not a number, or stays so where nnU-Net skips such steps.
         """
         trainer = self._trainer
         if self.iteration >= until:
             return
         seed_everything(self._course.seed + self.iteration)
+        watch = LossWatch(trainer.grad_scaler)
         with _silence(), _loaders(trainer) as loader:
             trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
             trainer.network.train()
             while self.iteration < until:
                 trainer.lr_scheduler.step(self.iteration // _EPOCH)
-                loss = float(trainer.train_step(next(loader))["loss"])
-                if not math.isfinite(loss):
+                watch.add(torch.as_tensor(trainer.train_step(next(loader))["loss"]))
+                found = watch.fault()
+                if found is not None:
                     raise DataProblem(
-                        f"the loss of {trainer.configuration_name} became {loss} in iteration {self.iteration}: look "
+                        f"the loss of {trainer.configuration_name} became {found} in iteration {self.iteration}: look "
                         f"for NaN in the preprocessed data, or let another -rule decide"
                     )
                 self.iteration += 1

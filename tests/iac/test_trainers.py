@@ -1,5 +1,6 @@
 """The life of a search: what it writes, how it goes on, what it refuses. Networks are tiny and untrained."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -17,12 +18,14 @@ from searches import (
     search,
     search_in_two_processes,
     set_settings,
+    start_two_processes,
     use_regions_and_an_ignore_label,
 )
 
 from nnunet_nas.iac.genotype import EDGES, Genotype
 from nnunet_nas.iac.history import CellHistory
 from nnunet_nas.iac.trainers import nnUNetTrainerIACLTHSearch, nnUNetTrainerIACSearch
+from nnunet_nas.precision import LossWatch
 from nnunet_nas.skips.retrofit import nnUNetTrainerIACRetrofit
 from nnunet_nas.skips.unet import SKIP_PREFIX
 
@@ -521,6 +524,60 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_epoch(searchable, 
     assert "the loss became nan in epoch 2" in text
     again = search(nnUNetTrainerIACLTHSearch, searchable, resume=True)
     assert len(again.history) >= 3
+
+
+def with_scaler(trainer):
+    """On the CPU, as nnU-Net has it on CUDA."""
+    trainer.grad_scaler = torch.amp.GradScaler("cpu")
+    trainer._watch = LossWatch(trainer.grad_scaler)
+    return trainer
+
+
+@SLOW
+@NO_PICTURES
+@BOTH
+def test_a_loss_that_overflows_once_costs_its_step_alone(trainer_class, searchable):
+    trainer = with_scaler(make_trainer(trainer_class, searchable))
+    poison(trainer, epoch=2)
+    states, decide = {}, trainer.decide
+
+    def remember():
+        states[trainer.current_epoch] = copy.deepcopy(trainer.network.cell_state())
+        decide()
+
+    trainer.decide = remember
+    trainer.run_training()
+    assert len(trainer.history) == 4
+    assert np.isnan(trainer.history.train_loss[2])
+    assert np.isfinite(trainer.history.train_loss[[0, 1, 3]]).all()
+    assert all(value.equal(states[1][key]) for key, value in states[2].items())
+    assert not all(value.equal(states[2][key]) for key, value in states[3].items())
+    assert 32768 <= trainer.grad_scaler.get_scale() < 65536
+
+
+@SLOW
+@NO_PICTURES
+def test_a_loss_that_stays_nan_stops_a_search_in_half_precision(searchable, capsys):
+    set_settings(searchable, "2d", "iac_lth", num_iterations_per_epoch=45)
+    trainer = with_scaler(make_trainer(nnUNetTrainerIACLTHSearch, searchable))
+    poison(trainer, epoch=0)
+    text = refused(4, trainer.run_training, capsys)
+    assert "the loss became nan in epoch 0 and stayed so for 40 iterations" in text
+    assert not (Path(trainer.output_folder) / "checkpoint_latest.pth").exists()
+
+
+@SLOW
+@NO_PICTURES
+def test_processes_stop_together_with_one_line_each(searchable, tmp_path):
+    processes, _ = start_two_processes(nnUNetTrainerIACLTHSearch, searchable, tmp_path, "2")
+    # The one with finite losses has NaN from the other's gradients in its weights, so that its own are NaN one later.
+    for process in processes:
+        printed, _ = process.communicate(timeout=300)
+        lines = [line for line in printed.splitlines() if line.startswith("nnunet_nas: ")]
+        assert process.returncode == 4, printed[-4000:]
+        assert len(lines) == 1
+        assert "in epoch 2: the search up to the epoch before is kept" in lines[0]
+        assert "Traceback" not in printed
 
 
 @NO_PICTURES
