@@ -1,8 +1,8 @@
 """Half precision as nnU-Net trains: autocast on CUDA alone, and losses that overflow now and then.
 
 nnU-Net's gradient scaler skips a step whose gradients are not finite and halves the scale, so a loss that overflows
-once in half precision is no reason to stop. One that stays so is; at full precision, where nothing is skipped, the first
-one is: it has spoilt the weights.
+once in half precision is no reason to stop. One that stays so is; at full precision, where nothing is skipped, the
+first one is: it has spoilt the weights.
 """
 
 from __future__ import annotations

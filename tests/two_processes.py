@@ -17,7 +17,8 @@ from nnunet_nas.iac.trainers import nnUNetTrainerIACLTHSearch
 TRAINERS = {trainer.__name__: trainer for trainer in (nnUNetTrainerDiNTSSearch, nnUNetTrainerIACLTHSearch)}
 
 
-def main(rank, port, trainer, dataset, output, poisoned_epoch=None):
+def main(rank, port, trainer, dataset, *rest):
+    output, poisoned_epoch = (*rest, None)[:2]
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     trainer = make_trainer(TRAINERS[trainer], dataset)
     # In a process group nnU-Net's constructor takes the CUDA device of the rank for granted.
