@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import time
 from typing import Any, ClassVar
@@ -304,9 +304,21 @@ class SearchTrainer(ResumableTrainer):
         return loss
 
     def descend(
-        self, loss: torch.Tensor, optimizers: Sequence[torch.optim.Optimizer], clipped: Sequence[nn.Parameter]
+        self,
+        loss: torch.Tensor,
+        optimizers: Sequence[torch.optim.Optimizer],
+        clipped: Sequence[nn.Parameter],
+        *,
+        adjust: Callable[[], None] | None = None,
     ) -> None:
-        """One step of several optimisers on one loss; gradients of `clipped` are limited as nnU-Net limits them."""
+        """One step of several optimisers on one loss.
+
+        Args:
+            loss: scalar.
+            optimizers: of which each makes one step.
+            clipped: parameters whose gradients are limited as nnU-Net limits them.
+            adjust: is called when all gradients are there, averaged and not scaled, and may change them.
+        """
         self._watch.add(loss, id(optimizers[0]))
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -315,6 +327,8 @@ class SearchTrainer(ResumableTrainer):
         if self.grad_scaler is not None:
             for optimizer in optimizers:
                 self.grad_scaler.unscale_(optimizer)
+        if adjust is not None:
+            adjust()
         if clipped:
             nn.utils.clip_grad_norm_(clipped, _MAXIMUM_NORM)
         for optimizer in optimizers:

@@ -2,7 +2,7 @@
 
     python examples/benchmarks/chance.py search -d 107 -o searches.csv architecture_lr=0.1
     python examples/benchmarks/chance.py search -d 107 -o searches.csv -arm no_lseg --without_segmentation
-    python examples/benchmarks/chance.py agree searches.csv
+    python examples/benchmarks/chance.py agree searches.csv; python examples/benchmarks/chance.py moves searches.csv
     python examples/benchmarks/chance.py train -d 107 -o trainings.csv -searches searches.csv
     python examples/benchmarks/chance.py compare trainings.csv
     python examples/benchmarks/chance.py cells -d 107 -o cells.csv
@@ -10,7 +10,8 @@
 
 `search` runs the search with several seeds of data and weights from one start of alpha; `agree` says how much the
 answers have in common, and how much random feasible topologies have that are matched to each of them in edges, skips
-and, within a tenth, memory. `train` trains what was found, random topologies of its size and nnU-Net's own network with
+and, within a tenth, memory. `moves` says how alike x and alpha have moved, which tells more than what
+was selected in the end. `train` trains what was found, random topologies of its size and nnU-Net's own network with
 equal iterations and the same seeds; `compare` says what the search was worth. `cells` and `agree_cells` do the same for
 IAC-LTH with one trained backbone, whose random answers are random cells. Tables have one row per finished run; a
 run that is there already is not repeated, so that a kill costs one run.
@@ -35,6 +36,7 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
+from scipy.stats import spearmanr
 
 from nnunet_nas.cli.common import format_table
 from nnunet_nas.dints.sampling import Size, edge_jaccard, same_operation, sample_like, size_of
@@ -58,9 +60,18 @@ SETTINGS = {
     "search_batch_size": 4,
     "architecture_lr": 0.1,
     "augmentation": False,
+    "sigma": 0.8,
 }
-CELL_SETTINGS = {"num_iterations_per_epoch": 4, "num_val_iterations_per_epoch": 0, "augmentation": False}
+# The paper's test and the least width of the tables so far, whatever the defaults are by now.
+CELL_SETTINGS = {
+    "num_iterations_per_epoch": 4,
+    "num_val_iterations_per_epoch": 0,
+    "augmentation": False,
+    "stability": "paper",
+    "minimum_width": 16,
+}
 RESAMPLES = 4000
+SHUFFLES = 400
 # Of fewer there is no interval worth the name.
 FEWEST_SEARCHES = 3
 
@@ -170,6 +181,47 @@ def agree(args: argparse.Namespace) -> None:
     print(format_table(names, table))
     print("\nGradient norm of the other terms over that of L_seg, quarters of the architecture's steps, medians")
     print(format_table(["data", "arm", "edges", "operations"], pulls))
+
+
+def moves(args: argparse.Namespace) -> None:
+    """Rank correlation between seeds of how far x and alpha have moved from their common start."""
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in rows_of(args.table):
+        if row.get("x_moves"):
+            groups.setdefault((row["dataset"], row["arm"]), []).append(row)
+    rng, table = np.random.default_rng(0), []
+    for (dataset, arm), rows in groups.items():
+        others = [row for (data, name), own in groups.items() if name == arm and data != dataset for row in own]
+        for quarter in range(4):
+            cells = [dataset, arm, str(len(rows)), f"{quarter + 1}/4"]
+            for name in ("x", "alpha"):
+                own = [np.array(json.loads(row[f"{name}_moves"])[quarter]) for row in rows]
+                foreign = [np.array(json.loads(row[f"{name}_moves"])[quarter]) for row in others]
+                cells += _correlations(own, foreign, rng)
+            table.append(cells)
+    names = ["size", "between seeds", "by chance", "beside other data"]
+    header = [*(f"x: {name}" for name in names), *(f"alpha: {name}" for name in names)]
+    print(format_table(["data", "arm", "seeds", "steps", *header], table))
+
+
+def _correlations(own: list[np.ndarray], others: list[np.ndarray], rng: np.random.Generator) -> list[str]:
+    """Root mean square of moves; mean correlation over pairs, 95 % of it where entries are shuffled, and elsewhere."""
+    size = f"{np.sqrt(np.mean(np.square(own))):.3f}"
+    between = "" if not others else f"{np.mean([_rank_correlation(a, b) for a in own for b in others]):+.2f}"
+    if len(own) < 2:
+        return [size, "", "", between]
+    pairs = list(itertools.combinations(range(len(own)), 2))
+    seen = np.mean([_rank_correlation(own[a], own[b]) for a, b in pairs])
+    drawn = []
+    for _ in range(SHUFFLES):
+        shuffled = [rng.permutation(values) for values in own]
+        drawn.append(np.mean([_rank_correlation(shuffled[a], shuffled[b]) for a, b in pairs]))
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return [size, f"{seen:+.2f}", f"[{low:+.2f}, {high:+.2f}]", between]
+
+
+def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    return float(spearmanr(a, b).statistic)
 
 
 def _answers(rows: list[dict[str, str]], arm: str) -> list[Topology]:
@@ -349,6 +401,9 @@ def main() -> None:
     command.add_argument("table", type=Path)
     command.add_argument("-random", type=int, default=300, help="random topologies per answer")
     command.set_defaults(run=agree)
+    command = commands.add_parser("moves")
+    command.add_argument("table", type=Path)
+    command.set_defaults(run=moves)
     command = commands.add_parser("cells")
     command.add_argument("-d", dest="dataset", type=int, required=True)
     command.add_argument("-o", dest="output", type=Path, required=True)

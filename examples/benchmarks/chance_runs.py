@@ -25,6 +25,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_nas.data import centre_patch
+from nnunet_nas.dints.history import TopologyHistory
 from nnunet_nas.dints.sampling import RelaxedTopology
 from nnunet_nas.dints.trainers import nnUNetTrainerDiNTSSearch
 from nnunet_nas.iac.trainers import nnUNetTrainerIACLTHSearch
@@ -115,6 +116,8 @@ class DiNTSProbe(Probe, nnUNetTrainerDiNTSSearch):
         """One step of a search; gradient norms of L_seg and of the other terms beside it."""
         if self.warming_up:
             return self._skipped_step() if self.without_segmentation else super().train_step(batch)
+        if self.settings.terms_share is not None:
+            return super().train_step(batch)  # their share is what the settings say
         parameters = self.network.architecture_parameters()
         self.train_only(weights=False)
         others = torch.autograd.grad(self.architecture_loss(), parameters)
@@ -164,6 +167,7 @@ def search_dints(
         "seconds": round(time.time() - started),
         "cpu_seconds": round(time.process_time() - cpu, 1),
         **pulls,
+        **_moves(history),
         "evidence": json.dumps(_scores(trainer), separators=(",", ":")),
     }
 
@@ -197,6 +201,27 @@ def search_cells(problem: Problem, seed: int, settings: dict[str, Any]) -> dict[
         "smallest_p_before_pruning": round(float(before.min()), 5),
         "train_loss": round(float(history.train_loss[-1]), 4),
         "cpu_seconds": round(time.process_time() - started, 1),
+    }
+
+
+def _moves(history: TopologyHistory) -> dict[str, str]:
+    """x, and log softmax(alpha) less its mean over operations, after each quarter of the architecture's epochs.
+
+    Both less what they were before the first of them.
+    """
+    first = int(history.warmup.sum())
+    # A search without an epoch of its own for the weights has no record of its start.
+    if first == 0 or first == len(history):
+        return {"x_moves": "", "alpha_moves": ""}
+    alpha = np.log(np.maximum(history.operations, 1e-12))
+    alpha -= alpha.mean(-1, keepdims=True)
+    ends = [first - 1 + (quarter + 1) * (len(history) - first) // 4 for quarter in range(4)]
+    return {
+        f"{name}_moves": json.dumps(
+            [[round(float(value), 3) for value in (values[end] - values[first - 1]).ravel()] for end in ends],
+            separators=(",", ":"),
+        )
+        for name, values in (("x", history.edge_logits), ("alpha", alpha))
     }
 
 

@@ -73,6 +73,20 @@ class DiNTSSettings:
         "weight of the topology loss; none: the paper's 0.001 of Eq. 11, or 1 with losses=exact",
         minimum=0,
     )
+    terms_from: float = setting(
+        0.0,
+        "paper",
+        "share of the architecture's steps with L_seg alone, before the other terms begin to grow to their full weight",
+        minimum=0,
+        maximum=1,
+    )
+    terms_share: float | None = setting(
+        None,
+        "our choice",
+        "gradient norm of the other terms at their full weight, on x and on alpha, as a share of L_seg's there; none: "
+        "as Eq. 11 gives it",
+        minimum=0,
+    )
     weights_on: Literal["mixture", "samples"] = setting(
         "mixture",
         "paper",

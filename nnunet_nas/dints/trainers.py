@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,13 @@ def learning_rate(step: int, steps: int, *, start: float, peak: float) -> float:
         return start + (peak - start) * step / warmup
     share = (step - warmup) / (steps - warmup)
     return peak * 0.5 ** sum(share >= bound for bound in _HALVED_AT)
+
+
+def add_scaled(gradients: Sequence[Any], others: Sequence[Any], share: float) -> None:
+    """Adds to each gradient another one of `share` of its own norm, in place; what is zero or None adds nothing."""
+    for gradient, other in zip(gradients, others, strict=True):
+        if other is not None:
+            gradient.add_(other * (share * gradient.norm() / other.norm().clamp(min=_SMALLEST_NORM)))
 
 
 class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
@@ -244,18 +252,36 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         self.descend(loss, [self.optimizer], self.network.network_parameters())
         if not self.warming_up:
             self.train_only(weights=False)
-            architecture_loss = self.loss_of(next(self.dataloader_architecture)) + self.architecture_loss()
-            self.descend(architecture_loss, [self.architecture_optimizer], [])
+            self._architecture_step(self.loss_of(next(self.dataloader_architecture)))
         self._step += 1
         return {"loss": loss.detach().cpu().numpy()}
 
+    def _architecture_step(self, segmentation: torch.Tensor) -> None:
+        """Descends on L_arch, whose other terms are added to L_seg, or to its gradient at a given share of its norm."""
+        share = self.settings.terms_share
+        if share is None:
+            self.descend(segmentation + self.architecture_loss(), [self.architecture_optimizer], [])
+            return
+        parameters = self.network.architecture_parameters()
+
+        def add() -> None:
+            with autocast(self.device.type, enabled=False):
+                others = torch.autograd.grad(self.terms().total(self.topology_weight), parameters, allow_unused=True)
+            add_scaled([parameter.grad for parameter in parameters], others, share * self.terms_weight())
+
+        self.descend(segmentation, [self.architecture_optimizer], [], adjust=add)
+
     def architecture_loss(self) -> torch.Tensor:
-        """What Eq. 11 adds to L_seg: the terms, weighted by the share of the architecture's iterations done."""
+        """What Eq. 11 adds to L_seg: the terms at their present weight."""
+        with autocast(self.device.type, enabled=False):
+            return self.terms_weight() * self.terms().total(self.topology_weight)
+
+    def terms_weight(self) -> float:
+        """The share of the architecture's iterations done, of those from `terms_from` on."""
         first = self.weights_only_epochs * self.num_iterations_per_epoch
         steps = self.num_epochs * self.num_iterations_per_epoch
-        share = (self._step - first) / max(steps - first, 1)
-        with autocast(self.device.type, enabled=False):
-            return share * self.terms().total(self.topology_weight)
+        done, begin = (self._step - first) / max(steps - first, 1), self.settings.terms_from
+        return float(max(done - begin, 0) / (1 - begin)) if begin < 1 else 0.0
 
     @property
     def topology_weight(self) -> float:

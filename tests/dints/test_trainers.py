@@ -322,6 +322,39 @@ def test_eq_11_grows_with_the_iterations_of_the_architecture(searchable):
         assert trainer.architecture_loss().item() == pytest.approx(share * whole)
 
 
+@NO_PICTURES
+def test_terms_can_be_switched_on_late(searchable):
+    set_settings(searchable, "2d", "dints", num_epochs=6, num_iterations_per_epoch=5, terms_from=0.5)
+    trainer = make(searchable)
+    trainer.initialize()
+    # 15 iterations of the architecture; the terms grow over the last seven and a half.
+    for step, weight in ((15, 0), (22, 0), (23, 0.5 / 7.5), (29, 6.5 / 7.5)):
+        trainer._step = step
+        assert trainer.terms_weight() == pytest.approx(weight)
+    trainer.settings = type(trainer.settings)(**{**vars(trainer.settings), "terms_from": 1.0})
+    assert trainer.terms_weight() == 0
+
+
+@NO_PICTURES
+def test_terms_can_be_a_share_of_the_segmentation_gradient(searchable):
+    set_settings(searchable, "2d", "dints", num_epochs=2, num_iterations_per_epoch=5, terms_share=0.3)
+    trainer = make(searchable)
+    trainer.initialize()
+    trainer.on_train_start()
+    trainer.current_epoch, trainer._step = 1, 8
+    parameters = trainer.network.architecture_parameters()
+    trainer.train_only(weights=False)
+    batch = next(trainer.dataloader_architecture)
+    segmentation = torch.autograd.grad(trainer.loss_of(batch), parameters)
+    terms = torch.autograd.grad(trainer.terms().total(1.0), parameters)
+    trainer._architecture_step(trainer.loss_of(batch))
+    for parameter, own, other in zip(parameters, segmentation, terms, strict=True):
+        added = parameter.grad - own
+        # Three of five iterations of the architecture are done.
+        assert added.norm().item() == pytest.approx(0.3 * 0.6 * own.norm().item(), rel=1e-4)
+        torch.testing.assert_close(added / added.norm(), other / other.norm(), rtol=1e-3, atol=1e-5)
+
+
 @SLOW
 @NO_PICTURES
 @pytest.mark.parametrize("values", [{"losses": "paper"}, {"supernet": "fast"}, {"losses": "paper", "supernet": "fast"}])
