@@ -88,7 +88,7 @@ class Provenance:
         search_folder: the search's results below those of the data set.
         epochs: of the search, where it stops by itself.
         certainty: how sure the answer is, in the method's own terms.
-        training_mib: memory of a training step in MiB, `predicted` and `counted`.
+        training_mib: memory of a training step in MiB, `predicted`, `counted` and the `budget`.
     """
 
     method: str

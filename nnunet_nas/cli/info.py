@@ -1,9 +1,12 @@
 """Show what the configurations of a data set cost: parameters, MACs, activation memory, checkpoint size.
 
 MACs are multiply-accumulates of one forward pass on one patch, FLOPs are twice that. Memory is of activations for one
-patch in float32: alive at once in inference, kept for the backward pass in training. Nothing is trained or measured;
-everything is counted from the network that nnU-Net would build. Modules in the skips of a backbone stand beside it: how
-many times its parameters, its MACs, and the MACs of its training step, where theirs is one with the backbone frozen.
+patch in float32: alive at once in inference, kept for the backward pass in training. "MiB to train" is what a training
+step holds at the planned batch with deep supervision in float32: activations, weights, gradients and momentum; behind
+it, how many times that of nnU-Net's own network, from which the configuration was derived. Nothing is trained or
+measured; everything is counted from the network that nnU-Net would build. Modules in the skips of a backbone stand
+beside it: how many times its parameters, its MACs, and the MACs of its training step, where theirs is one with the
+backbone frozen.
 
 examples:
   nnunet_nas info -d 4
@@ -38,6 +41,7 @@ _COLUMNS = {
     "FLOPs": "{giga_flops:.3f} G",
     "inference MiB": "{inference_mib:.1f}",
     "training MiB": "{training_mib:.1f}",
+    "MiB to train": "{to_train_mib}",
     "checkpoint MiB": "{checkpoint_mib:.2f}",
 }
 _BESIDE = "parameters, MACs, training step beside the backbone"
@@ -85,7 +89,9 @@ def _count(plans: Plans, names: list[str], *, every_one_asked_for: bool) -> tupl
             spec = network_spec(plans, name, dataset_json)
             cost = complexity_of(spec)
             beside = _beside_backbone(plans, name, spec, cost)
-            rows.append({"configuration": name, "patch_size": list(spec.patch_size), **cost.to_json(), **beside})
+            memory = {"to_train": _to_train(plans, name, spec)}
+            about = {"configuration": name, "patch_size": list(spec.patch_size)}
+            rows.append({**about, **cost.to_json(), **memory, **beside})
             stale = plans.staleness(name)
         except DataProblem as error:
             if every_one_asked_for:
@@ -111,11 +117,29 @@ def _beside_backbone(plans: Plans, name: str, spec: NetworkSpec, cost: Complexit
     return {"backbone": found.to_json()}
 
 
+def _to_train(plans: Plans, name: str, spec: NetworkSpec) -> dict[str, Any]:
+    """What a training step holds, part by part, and beside it that of nnU-Net's own network."""
+    from nnunet_nas.architecture import network_spec
+    from nnunet_nas.training_cost import training_memory
+
+    searched_in_backbone = result_trainer(plans.method(name)) is not None
+    memory = training_memory(spec, frozen=searched_in_backbone)
+    found: dict[str, Any] = {"batch_size": spec.batch_size, **memory.to_json()}
+    own = next(link for link in plans.ancestry(name) if plans.method(link) is None)
+    if own != name:
+        total = training_memory(network_spec(plans, own)).total
+        found["nnunet"] = {"configuration": own, "total_mib": total, "times": memory.total / total}
+    return found
+
+
 def _cells(row: dict[str, Any]) -> list[str]:
     beside = row.get("backbone")
     giga = {f"giga_{name}": row[name] / 1e9 for name in ("macs", "flops")}
     patch = "x".join(map(str, row["patch_size"]))
+    memory = f"{row['to_train']['total_mib']:.0f}"
+    if "nnunet" in row["to_train"]:
+        memory += f" ({row['to_train']['nnunet']['times']:.2f}x)"
     return [
-        *(cell.format(**row, **giga, patch=patch) for cell in _COLUMNS.values()),
+        *(cell.format(**row, **giga, patch=patch, to_train_mib=memory) for cell in _COLUMNS.values()),
         "-" if beside is None else " ".join(f"{beside[key]:.2f}x" for key in ("parameters", "macs", "step_macs")),
     ]

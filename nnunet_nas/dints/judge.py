@@ -19,13 +19,13 @@ from torch.nn.utils import clip_grad_norm_
 from nnunet_nas.architecture import build_network
 from nnunet_nas.dints.decoding import Decoded, negative_log_likelihood
 from nnunet_nas.dints.evidence import Evidence, distinct
-from nnunet_nas.dints.memory import counted_mib
 from nnunet_nas.dints.sampling import sample_within_budget
 from nnunet_nas.dints.selection import Selection
 from nnunet_nas.dints.topology import Topology
 from nnunet_nas.errors import BudgetProblem, DataProblem
 from nnunet_nas.files import replace_file
 from nnunet_nas.randomness import seed_everything
+from nnunet_nas.training_cost import training_memory
 
 if TYPE_CHECKING:
     from nnunet_nas.dints.trainers import nnUNetTrainerDiNTSSearch
@@ -97,7 +97,7 @@ class Judge:
     def _fits(self, topology: Topology) -> bool:
         """Counted, not predicted."""
         limit = self.trainer.hard_budget_mib
-        return limit is None or counted_mib(self.trainer.spec_of(topology)) <= limit
+        return limit is None or training_memory(self.trainer.spec_of(topology)).total <= limit
 
     def _seed(self, purpose: str) -> None:
         """All random numbers, from the search's seed and what they are for."""

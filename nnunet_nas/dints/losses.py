@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,13 +56,14 @@ def paper_terms(
     Args:
         edge_logits: x, (layers, E).
         operation_logits: alpha before the softmax, (layers, E, N).
-        model: memory of the parts; nodes, stems and chain do not enter.
+        model: memory of the parts; nodes, stems and chain do not enter, nor do weights, because the paper estimates by
+            tensor size.
         sigma: share of the largest memory.
         maximum: what M_a is, `code`, `printed` or `largest`; see the module.
     """
     layers, count = edge_logits.shape
     patterns = 2.0**count - 1
-    cost = torch.as_tensor(np.where(np.isfinite(model.edges), model.edges, 0)).to(edge_logits)
+    cost = torch.as_tensor(model.kept_by_edges).to(edge_logits)
     operations = torch.softmax(operation_logits, -1)
     by_edge = (operations * cost).sum(-1)
     expected = (marginals(edge_logits) * by_edge).sum()

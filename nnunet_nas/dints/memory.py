@@ -1,10 +1,11 @@
-"""Training memory of a topology, relaxed or discrete: the bytes that autograd keeps for the backward pass.
+"""Training memory of a topology, relaxed or discrete: what autograd keeps, weights, gradients and momentum.
 
-They are measured once per edge, operation and level on torch's `meta` device (no arithmetic, no memory), for float32 at
-a given patch and batch. The model is additive and counts every tensor once: a node's map and its activation belong to
-the node, what an edge keeps beyond them to the edge, the image to nothing. Its expectation under the relaxed topology
-is exact for independent edges given a non-empty pattern, and differentiable. (Our choice; the paper estimates by tensor
-size and counts edges only, section 3.5.)
+The first is measured once per edge, operation and level on torch's `meta` device (no arithmetic, no memory), for
+float32 at a given patch and batch; for the others see `training_cost`. The model is additive and counts every tensor
+once: a node's map and its activation belong to the node, what an edge keeps beyond them to the edge, the image to
+nothing. Its expectation under the relaxed topology is exact for independent edges given a non-empty pattern, and
+differentiable.
+(Our choice; the paper estimates by tensor size and counts edges only, section 3.5.)
 """
 
 from __future__ import annotations
@@ -17,35 +18,42 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from nnunet_nas.architecture import NetworkSpec, build_without_weights
 from nnunet_nas.blocks import Blocks
 from nnunet_nas.complexity import kept_mib
 from nnunet_nas.dints.network import ChainDecoder, Edge
 from nnunet_nas.dints.operations import OPERATIONS, SKIP, Level, Stem, operation_steps
 from nnunet_nas.dints.probabilities import log_any, marginals
 from nnunet_nas.dints.topology import Topology, edges
+from nnunet_nas.training_cost import state_mib
 
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """MiB of the parts of a network.
+    """MiB of the parts of a network, in training; the image counts nowhere.
 
     Attributes:
         edges: (E, N), infinite where an operation does not exist.
         nodes: of a node that something reads through its activation, (D,).
         stems: (D,).
         fixed: the chain to the full resolution and its heads.
+        state: what of `edges` is weights, gradients and momentum, (E, N) or one number for all.
     """
 
     edges: np.ndarray
     nodes: np.ndarray
     stems: np.ndarray
     fixed: float
+    state: np.ndarray | float = 0.0
 
     @property
     def levels(self) -> int:
         """D."""
         return len(self.nodes)
+
+    @property
+    def kept_by_edges(self) -> np.ndarray:
+        """What autograd keeps of edges, (E, N); 0 where an operation does not exist."""
+        return np.where(np.isfinite(self.edges), self.edges - self.state, 0)
 
     def of(self, topology: Topology, operations: Sequence[str]) -> float:
         """MiB of a discrete topology; `operations` are the columns of `edges`."""
@@ -111,6 +119,7 @@ def measure_memory(
     batch_size: int,
     input_channels: int,
     num_classes: int,
+    final_conv: bool = False,
 ) -> MemoryModel:
     """Measures all parts, for training with deep supervision.
 
@@ -122,6 +131,7 @@ def measure_memory(
         batch_size: samples per step.
         input_channels: of the images.
         num_classes: segmentation heads.
+        final_conv: see `network.ChainDecoder`.
     """
     shapes = _shapes(levels, patch_size)
     names = OPERATIONS[blocks.dimensions]
@@ -134,16 +144,17 @@ def measure_memory(
     def image() -> Tensor:
         return torch.empty(batch_size, input_channels, *patch_size, device="meta")
 
-    def edge(pair: tuple[int, int], name: str) -> float:
+    def edge(pair: tuple[int, int], name: str) -> tuple[float, float]:
+        """What autograd keeps, and weights, gradients and momentum."""
         if name not in operation_steps(levels[pair[1]].kernel):
-            return np.inf
+            return np.inf, 0.0
         x, activated = node(pair[0]), node(pair[0])
         module = _on_meta(lambda: Edge(blocks, levels, pair, name))
-        return kept_mib(lambda: module(x, activated), [*module.parameters(), x, activated])
+        return kept_mib(lambda: module(x, activated), [*module.parameters(), x, activated]), state_mib(module)
 
     def stem(stage: int) -> float:
         picture, module = image(), _on_meta(lambda: Stem(blocks, levels, stage, input_channels))
-        return kept_mib(lambda: module(picture), [*module.parameters(), picture])
+        return state_mib(module) + kept_mib(lambda: module(picture), [*module.parameters(), picture])
 
     def activated_node(stage: int) -> float:
         # A convolution reads the activation, which keeps its input or its output.
@@ -151,21 +162,18 @@ def measure_memory(
         reader = _on_meta(lambda: blocks.conv(levels[stage].features, 1, levels[stage].kernel))
         return kept_mib(lambda: reader(activation(x)), list(reader.parameters()))
 
-    decoder = _on_meta(lambda: ChainDecoder(blocks, levels, len(levels) - 1, num_classes, deep_supervision=True))
+    decoder = _on_meta(
+        lambda: ChainDecoder(blocks, levels, len(levels) - 1, num_classes, deep_supervision=True, final_conv=final_conv)
+    )
     ends = {stage: node(stage) for stage in stages}
+    kept, state = np.array([[edge(pair, name) for name in names] for pair in pairs]).transpose(2, 0, 1)
     return MemoryModel(
-        edges=np.array([[edge(pair, name) for name in names] for pair in pairs]),
+        edges=kept + state,
         nodes=np.array([activated_node(stage) for stage in stages]),
         stems=np.array([stem(stage) for stage in stages]),
-        fixed=kept_mib(lambda: decoder(ends), list(decoder.parameters())),
+        fixed=state_mib(decoder) + kept_mib(lambda: decoder(ends), list(decoder.parameters())),
+        state=state,
     )
-
-
-def counted_mib(spec: NetworkSpec) -> float:
-    """MiB that autograd keeps when a network is trained as planned, counted without arithmetic."""
-    network = build_without_weights(spec, deep_supervision=True)
-    image = torch.empty(spec.batch_size, spec.input_channels, *spec.patch_size, device="meta")
-    return kept_mib(lambda: network(image), list(network.parameters()))
 
 
 def _on_meta(build: Callable[[], nn.Module]) -> nn.Module:

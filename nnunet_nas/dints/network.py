@@ -116,11 +116,28 @@ class ChainDecoder(nn.Module):
     """From the coarsest node upwards to the image's resolution, adding the nodes on the way; heads at every level."""
 
     def __init__(
-        self, blocks: Blocks, levels: Sequence[Level], coarsest: int, num_classes: int, *, deep_supervision: bool
+        self,
+        blocks: Blocks,
+        levels: Sequence[Level],
+        coarsest: int,
+        num_classes: int,
+        *,
+        deep_supervision: bool,
+        final_conv: bool = False,
     ) -> None:
-        """`levels` from the image's resolution down; `coarsest` is where the chain begins."""
+        """Builds the chain.
+
+        Args:
+            blocks: layers as the plans say.
+            levels: from the image's resolution down.
+            coarsest: where the chain begins.
+            num_classes: segmentation heads.
+            deep_supervision: whether `forward` returns a list.
+            final_conv: a convolution with the plan's kernel at the full resolution, before the last head.
+        """
         super().__init__()
         self.deep_supervision = deep_supervision
+        self.final = Convolutions(blocks, levels[0].features, [(levels[0].kernel, 1)]) if final_conv else None
         self.refine = nn.ModuleList(Refine(blocks, levels, level) for level in range(coarsest))
         self.activation = blocks.activation(shared=True)
         kernel = (1,) * blocks.dimensions
@@ -138,6 +155,8 @@ class ChainDecoder(nn.Module):
                 x = self.refine[level](x)
                 if level in nodes:
                     x = x + nodes[level]
+            if level == 0 and self.final is not None:
+                x = self.final(self.activation(x))
             if level == 0 or (self.deep_supervision and level < len(self.seg_layers)):
                 outputs.append(self.seg_layers[level](self.activation(x)))
         return outputs[::-1] if self.deep_supervision else outputs[-1]
@@ -184,6 +203,7 @@ class DiNTSNet(MultiResolutionNet):
         num_classes: int,
         topology: dict[str, Any],
         first_level: int = 0,
+        final_conv: bool = False,
         conv_bias: bool = False,
         norm_op: type[nn.Module] | None = None,
         norm_op_kwargs: dict[str, Any] | None = None,
@@ -205,6 +225,7 @@ class DiNTSNet(MultiResolutionNet):
             num_classes: segmentation heads.
             topology: see `Topology.to_json`; its level 0 is stage `first_level`.
             first_level: stages finer than this have no cells.
+            final_conv: a convolution with the plan's kernel at the full resolution, before the head, as in MONAI.
             conv_bias: whether convolutions have a bias.
             norm_op: normalisation class.
             norm_op_kwargs: its arguments.
@@ -245,7 +266,9 @@ class DiNTSNet(MultiResolutionNet):
         ]
         self.encoder = LayeredEncoder(stems, layers, blocks.activation(shared=True))
         coarsest = found.outputs()[-1] + first_level
-        self.decoder = ChainDecoder(blocks, levels, coarsest, num_classes, deep_supervision=deep_supervision)
+        self.decoder = ChainDecoder(
+            blocks, levels, coarsest, num_classes, deep_supervision=deep_supervision, final_conv=final_conv
+        )
 
 
 def _first_convolution(levels: Sequence[Level], level: int) -> str:

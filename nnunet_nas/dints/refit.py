@@ -36,4 +36,7 @@ def refit(found: Found, target: NetworkSpec) -> tuple[dict[str, Any], list[str]]
         layers.append(refitted)
     notes = [f"{changed} operations became plain convolutions, which the kernels make them equal to"] if changed else []
     content = Topology(topology.levels, tuple(layers)).to_json()
-    return topology_architecture(target.architecture, content, features, first_level), notes
+    final_conv = bool(source.get("final_conv", False))
+    return topology_architecture(
+        target.architecture, content, features, first_level=first_level, final_conv=final_conv
+    ), notes

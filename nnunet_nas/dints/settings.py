@@ -36,6 +36,9 @@ class DiNTSSettings:
         "finest stage that has cells; none: 0 in 2-D, 1 (the paper's half resolution) in 3-D with 4 stages or more",
         minimum=0,
     )
+    final_conv: bool = setting(
+        False, "our choice", "a convolution at the full resolution before the head (as in MONAI's code)"
+    )
     features: int | None = setting(
         None,
         "our choice",
@@ -51,11 +54,18 @@ class DiNTSSettings:
     search_batch_size: int | None = setting(
         None, "our choice", "samples per step while searching; none: the plan's", minimum=1
     )
-    sigma: float = setting(0.8, "paper", "memory budget as a share of the full network's", minimum=0)
+    sigma: float | None = setting(
+        None,
+        "our choice",
+        "memory budget as a share of the full network's (the paper's: 0.8); none: what nnU-Net's own network needs, or "
+        "0.8 with losses=paper",
+        minimum=0,
+    )
     memory_limit_mib: float | None = setting(
         None,
         "our choice",
-        "memory budget in MiB of training memory (float32) at the planned batch and patch, for sigma",
+        "memory budget in MiB of training memory, for sigma: activations, weights, gradients and momentum in float32 "
+        "at the planned batch and patch",
         minimum=0,
     )
     losses: Literal["exact", "paper"] = setting(

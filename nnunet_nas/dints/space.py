@@ -26,6 +26,7 @@ class Space:
         levels: all stages of the result.
         search_levels: the same with the channels of the search.
         first_level: stages finer than this have no cells.
+        final_conv: whether a convolution at the full resolution comes before the head.
         architecture: the plans' `arch_kwargs`, as they stand there.
     """
 
@@ -46,6 +47,7 @@ class Space:
         # At full resolution a 3-D search keeps some four times as much: beyond what GPUs have at nnU-Net's patches.
         half = convert_conv_op_to_dim(kwargs["conv_op"]) == 3 and available > FEWEST_STAGES
         self.first_level = int(half) if settings.first_level is None else settings.first_level
+        self.final_conv = settings.final_conv
         wanted = available - self.first_level if settings.num_levels is None else settings.num_levels
         stages = self.first_level + wanted
         if wanted < 2 or stages > available or stages < FEWEST_STAGES:
@@ -91,7 +93,9 @@ class Space:
 
     def network(self, topology: dict[str, Any]) -> dict[str, Any]:
         """`architecture` of a configuration with a topology."""
-        return topology_architecture(self.architecture, topology, self.features, self.first_level)
+        return topology_architecture(
+            self.architecture, topology, self.features, first_level=self.first_level, final_conv=self.final_conv
+        )
 
 
 def level_features(plan: int | Sequence[int], stages: int, finest: int | None) -> list[int]:
@@ -103,7 +107,7 @@ def level_features(plan: int | Sequence[int], stages: int, finest: int | None) -
 
 
 def topology_architecture(
-    base: dict[str, Any], topology: dict[str, Any], features: Sequence[int], first_level: int
+    base: dict[str, Any], topology: dict[str, Any], features: Sequence[int], *, first_level: int, final_conv: bool
 ) -> dict[str, Any]:
     """The plans' `architecture` of a topology: the base's geometry, blocks and channels.
 
@@ -112,6 +116,7 @@ def topology_architecture(
         topology: see `Topology.to_json`.
         features: channels per stage.
         first_level: stages finer than this have no cells.
+        final_conv: see `network.DiNTSNet`.
     """
     kept = ("conv_op", "conv_bias", "norm_op", "norm_op_kwargs", "dropout_op", "dropout_op_kwargs", "nonlin")
     old = base["arch_kwargs"]
@@ -125,6 +130,8 @@ def topology_architecture(
         "first_level": first_level,
         "topology": topology,
     }
+    if final_conv:
+        kwargs["final_conv"] = True
     return {
         "network_class_name": "nnunet_nas.dints.network.DiNTSNet",
         "arch_kwargs": kwargs,

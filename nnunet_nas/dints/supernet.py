@@ -261,6 +261,7 @@ class DiNTSSupernet(MultiResolutionNet):
         num_layers: int,
         deep_supervision: bool = False,
         fast: bool = False,
+        final_conv: bool = False,
     ) -> None:
         """Builds all edges with all operations.
 
@@ -273,6 +274,7 @@ class DiNTSSupernet(MultiResolutionNet):
             num_layers: L.
             deep_supervision: whether `forward` returns a list of logits.
             fast: mixes kernels instead of outputs, see the module.
+            final_conv: see `network.ChainDecoder`.
 
         Raises:
             DataProblem: `fast` without instance normalisation.
@@ -297,7 +299,9 @@ class DiNTSSupernet(MultiResolutionNet):
             blocks.activation(shared=True),
             torch.tensor(exists),
         )
-        self.decoder = ChainDecoder(blocks, levels, len(levels) - 1, num_classes, deep_supervision=deep_supervision)
+        self.decoder = ChainDecoder(
+            blocks, levels, len(levels) - 1, num_classes, deep_supervision=deep_supervision, final_conv=final_conv
+        )
 
     @contextmanager
     def computing(self, topology: Topology | None) -> Iterator[None]:

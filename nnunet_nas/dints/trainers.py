@@ -19,7 +19,7 @@ from nnunet_nas.dints.drawing import draw_progress, draw_topology
 from nnunet_nas.dints.history import TopologyHistory
 from nnunet_nas.dints.judge import Judge
 from nnunet_nas.dints.losses import ArchitectureTerms, exact_terms, paper_terms
-from nnunet_nas.dints.memory import MemoryModel, counted_mib, measure_memory
+from nnunet_nas.dints.memory import MemoryModel, measure_memory
 from nnunet_nas.dints.probabilities import log_feasible, marginals, operation_entropy, pattern_entropy
 from nnunet_nas.dints.sampling import RelaxedTopology, sample_within_budget
 from nnunet_nas.dints.selection import Selection, require_budget, select_topology, within_counted
@@ -33,6 +33,7 @@ from nnunet_nas.files import replace_file
 from nnunet_nas.histories import HISTORY
 from nnunet_nas.plans import DerivedConfiguration
 from nnunet_nas.search import BilevelSearchTrainer
+from nnunet_nas.training_cost import training_memory
 
 TOPOLOGY = "topology.json"
 # Of the paper's 21k iterations 1k are warm-up and 11k train network weights only.
@@ -41,6 +42,7 @@ _WEIGHTS_ONLY_SHARE = 11 / 21
 _HALVED_AT = (8 / 20, 16 / 20)
 _MOMENTUM = 0.9
 _PAPER_TOPOLOGY_WEIGHT = 0.001
+_PAPER_SIGMA = 0.8
 
 
 def learning_rate(step: int, steps: int, *, start: float, peak: float) -> float:
@@ -122,18 +124,35 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
             batch_size=self.planned_batch_size,
             input_channels=self.num_input_channels,
             num_classes=self.label_manager.num_segmentation_heads,
+            final_conv=self.settings.final_conv,
         )
-        full = self.memory.full(self.settings.num_layers)
-        limit = self.settings.memory_limit_mib
-        self.budget_mib = self.settings.sigma * full if limit is None else limit
-        smallest = require_budget(
-            self.settings.num_layers, self.space.names, self.memory, self.budget_mib if self.has_hard_budget else None
-        )
+        self._fix_budget()
         self.history = TopologyHistory()
-        self.print_to_log_file(
-            f"Training memory at batch {self.planned_batch_size} in float32: full network {full:.0f} MiB, smallest "
-            f"{smallest:.0f} MiB, budget {self.budget_mib:.0f} MiB"
+
+    def _fix_budget(self) -> None:
+        """Sets the budget and says what it is beside nnU-Net's own network; raises as `prepare`."""
+        settings, own = self.settings, training_memory(self.base_spec())
+        full = self.memory.full(settings.num_layers)
+        if settings.memory_limit_mib is not None:
+            self.budget_mib, reason = settings.memory_limit_mib, "memory_limit_mib"
+        elif settings.sigma is None and settings.losses == "exact":
+            self.budget_mib, reason = own.total, "what nnU-Net's own network needs"
+        else:
+            self.budget_mib, reason = self.sigma() * full, f"sigma {self.sigma():g} of the full network"
+        smallest = require_budget(
+            settings.num_layers, self.space.names, self.memory, self.budget_mib if self.has_hard_budget else None
         )
+        self.print_to_log_file(
+            f"Training memory at batch {self.planned_batch_size} in float32: nnU-Net's own network {own}; full network "
+            f"of this search {full:.0f} MiB, smallest {smallest:.0f} MiB; budget {self.budget_mib:.0f} MiB ({reason}), "
+            f"{self.budget_mib / own.total:.2f} times nnU-Net's"
+        )
+        if self.budget_mib >= full:
+            self.print_to_log_file("The budget is no limit: every network of this search is below it.")
+
+    def sigma(self) -> float:
+        """The paper's share of the full network, or the one that is set."""
+        return _PAPER_SIGMA if self.settings.sigma is None else float(self.settings.sigma)
 
     def _require_selection(self) -> None:
         """x and alpha that are not trained have no most probable topology worth delivering.
@@ -295,7 +314,7 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         """The terms of the chosen mode at present."""
         x, alpha = self.logits()
         if self.settings.losses == "paper":
-            return paper_terms(x, alpha, self.memory, self.settings.sigma, self.settings.maximum_memory)
+            return paper_terms(x, alpha, self.memory, self.sigma(), self.settings.maximum_memory)
         return exact_terms(x, alpha, self.memory, self.budget_mib)
 
     def logits(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -382,7 +401,9 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         if budget is None:
             return self.select(limit_mib=None)
         return within_counted(
-            lambda limit: self.select(limit_mib=limit), lambda topology: counted_mib(self.spec_of(topology)), budget
+            lambda limit: self.select(limit_mib=limit),
+            lambda topology: training_memory(self.spec_of(topology)).total,
+            budget,
         )
 
     def search_state(self) -> dict[str, Any]:
@@ -416,13 +437,14 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         folder, name = Path(self.output_folder), self.result_name()
         replace_file(folder / TOPOLOGY, json.dumps(content, indent=4).encode())
         draw_topology(found.topology, folder / "topology.png", first_level=self.space.first_level, title=name)
-        counted = counted_mib(spec)
+        counted = training_memory(spec)
         price = f", at {found.price:.3g} nats per MiB to meet the budget" if found.price else ""
         self.print_to_log_file(
             f"Topology: {int(found.decoded.selected.sum())} edges, predicted training memory {found.mib:.1f} MiB of "
-            f"{self.budget_mib:.1f} MiB{price}; counted on the built network: {counted:.1f} MiB"
+            f"{self.budget_mib:.1f} MiB{price}; counted on the built network: {counted}"
         )
-        provenance = self.provenance(training_mib={"predicted": round(found.mib, 3), "counted": round(counted, 3)})
+        mib = {"predicted": found.mib, "counted": counted.total, "budget": self.budget_mib}
+        provenance = self.provenance(training_mib={name: round(value, 3) for name, value in mib.items()})
         return [derive(name, self.configuration_name, spec, provenance)]
 
     def spec_of(self, topology: Topology) -> NetworkSpec:
@@ -440,4 +462,5 @@ def _supernet(space: Space, settings: DiNTSSettings, input_channels: int, num_cl
         num_layers=settings.num_layers,
         deep_supervision=True,
         fast=settings.supernet == "fast",
+        final_conv=settings.final_conv,
     )

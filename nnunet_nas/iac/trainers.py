@@ -42,10 +42,11 @@ from nnunet_nas.randomness import seed_everything
 from nnunet_nas.search import BilevelSearchTrainer, SearchTrainer
 from nnunet_nas.settings import read_settings
 from nnunet_nas.skips.backbone import start_from_backbone
-from nnunet_nas.skips.cost import frozen_step, plain_step, share_of_default_training, training_shape
+from nnunet_nas.skips.cost import frozen_step
 from nnunet_nas.skips.settings import IACRetrofitSettings
 from nnunet_nas.skips.unet import SkipUNet, load_backbone, require_skips
 from nnunet_nas.trainer import to_bytes
+from nnunet_nas.training_cost import plain_step, share_of_default_training, training_shape
 
 THETA_0 = "theta_0.pth"
 GENOTYPE = "genotype.json"

@@ -1,8 +1,4 @@
-"""What modules in a frozen backbone's skips cost beside what they compete with: further training of the backbone.
-
-Steps are compared by their multiply-accumulates, backward pass included, which are counted and not measured. Norms,
-sums and many small convolutions take longer than their multiply-accumulates say.
-"""
+"""What modules in a frozen backbone's skips cost beside what they compete with: further training of the backbone."""
 
 from __future__ import annotations
 
@@ -12,9 +8,7 @@ from typing import Any
 
 from nnunet_nas.architecture import NetworkSpec, build_without_weights
 from nnunet_nas.complexity import Complexity, step_macs
-
-# Of nnU-Net's own trainer: 1000 epochs of 250 iterations.
-DEFAULT_STEPS = 1000 * 250
+from nnunet_nas.training_cost import plain_step, training_shape
 
 
 @dataclass(frozen=True)
@@ -36,16 +30,6 @@ class BesideBackbone:
     def to_json(self) -> dict[str, Any]:
         """As plain JSON."""
         return asdict(self)
-
-
-def training_shape(spec: NetworkSpec) -> tuple[int, ...]:
-    """A batch of one patch."""
-    return (1, spec.input_channels, *spec.patch_size)
-
-
-def plain_step(spec: NetworkSpec) -> int:
-    """Multiply-accumulates of a training step of a network as nnU-Net trains it, for one patch."""
-    return step_macs(build_without_weights(spec, deep_supervision=True), training_shape(spec))
 
 
 def frozen_step(spec: NetworkSpec) -> int:
@@ -70,8 +54,3 @@ def beside_backbone(name: str, specs: Sequence[NetworkSpec], costs: Sequence[Com
         own.macs / backbone.macs,
         frozen_step(specs[0]) / plain_step(specs[1]),
     )
-
-
-def share_of_default_training(steps: int, relative_cost: float) -> float:
-    """What steps cost as a share of one default nnU-Net training of the network that `relative_cost` compares with."""
-    return steps * relative_cost / DEFAULT_STEPS

@@ -69,6 +69,13 @@ def test_parameters_and_macs_are_those_counted_by_hand(info):
     # Float32 weights and one momentum each.
     assert row["checkpoint_mib"] == pytest.approx(8 * parameters / 2**20)
     assert 0 < row["inference_mib"] < row["training_mib"]
+    memory = row["to_train"]
+    # Float32 weights, gradients and momentum, and of two patches what is kept of one, with deep supervision.
+    assert memory["weights_mib"] == memory["gradients_mib"] == memory["momentum_mib"] == 4 * parameters / 2**20
+    assert memory["batch_size"] == 2
+    assert 2 * row["training_mib"] <= memory["activations_mib"] < 2.2 * row["training_mib"]
+    assert memory["total_mib"] == pytest.approx(memory["activations_mib"] + 12 * parameters / 2**20)
+    assert "nnunet" not in memory
 
 
 def test_all_configurations_are_counted_in_the_order_of_the_plans(info):
@@ -78,7 +85,9 @@ def test_all_configurations_are_counted_in_the_order_of_the_plans(info):
     assert (code, err) == (0, "")
     assert (listing["dataset"], listing["plans"]) == ("Dataset011_Fake", "nnUNetPlans")
     assert list(rows) == ["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres", "2d_bs4"]
+    memory, twice = (rows[name].pop("to_train") for name in ("2d", "2d_bs4"))
     assert {**rows["2d_bs4"], "configuration": "2d"} == rows["2d"]
+    assert twice["activations_mib"] == 2 * memory["activations_mib"]
     # The second stage of a cascade sees one more channel, the label of the first: 16 filters of 1 x 3 x 3.
     assert rows["3d_cascade_fullres"]["parameters"] - rows["3d_fullres"]["parameters"] == 16 * 9
 
@@ -91,6 +100,19 @@ def test_the_table_says_the_same(info):
     assert header.split()[:2] == ["configuration", "patch"]
     assert line.split()[:3] == ["2d", "32x32", f"{row['parameters']:,}"]
     assert f"{row['macs'] / 1e9:.3f} G" in line
+
+
+def test_what_a_derived_configuration_needs_stands_beside_nnunets_own(info, capsys):
+    assert main(["add_skip", "-d", "11", "-c", "2d", "-m", "attention"]) == 0
+    capsys.readouterr()
+    own, derived = json.loads(info("-c", "2d", "2d_attention", "--json")[1])["configurations"]
+    beside = derived["to_train"]["nnunet"]
+    assert (beside["configuration"], beside["total_mib"]) == ("2d", own["to_train"]["total_mib"])
+    assert beside["times"] == pytest.approx(derived["to_train"]["total_mib"] / own["to_train"]["total_mib"])
+    assert beside["times"] > 1
+    header, _, _, line = info("-c", "2d", "2d_attention")[1].splitlines()
+    assert "MiB to train" in header
+    assert f"{derived['to_train']['total_mib']:.0f} ({beside['times']:.2f}x)" in line
 
 
 def test_residual_encoders_are_counted(info):

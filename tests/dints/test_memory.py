@@ -55,14 +55,18 @@ def measured(name, first_level=0, **changes):
 
 
 def real_mib(topology, name, first_level=0, **changes):
-    """Of the whole network, deep supervision included; the image, which is there in any case, is left out."""
+    """Of the whole network, deep supervision included; the image, which is there in any case, is left out.
+
+    Weights, gradients and momentum are 12 bytes per parameter.
+    """
     with torch.device("meta"):
         network = DiNTSNet(
             input_channels=CHANNELS, n_stages=4, num_classes=CLASSES, topology=topology.to_json(),
             first_level=first_level, deep_supervision=True, **plan(name, **changes),
         )  # fmt: skip
     shape = (BATCH, CHANNELS, *GEOMETRY[name][0])
-    return (training_bytes(network, shape) - 4 * math.prod(shape)) / MIB
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return (training_bytes(network, shape) + 12 * parameters - 4 * math.prod(shape)) / MIB
 
 
 def random_topology(rng, name, first_level=0, layers=5):
@@ -126,7 +130,9 @@ def test_operations_differ_in_memory(name):
     model = measured(name, 0)
     names = OPERATIONS[len(GEOMETRY[name][0])]
     for index, (source, end) in enumerate(edges(4)):
-        cost = dict(zip(names, model.edges[index], strict=True))
+        cost = dict(
+            zip(names, np.where(np.isfinite(model.edges[index]), model.kept_by_edges[index], np.inf), strict=True)
+        )
         known = operation_steps(GEOMETRY[name][1][end])
         assert [operation for operation in names if np.isfinite(cost[operation])] == list(known)
         assert (cost[SKIP] == 0) == (source == end)
@@ -140,12 +146,16 @@ def test_a_convolution_and_a_node_by_hand():
     model = measured("2d", norm_op=None, norm_op_kwargs=None)
     own = edges(4).index((0, 0))
     one_map = 2 * 8 * 64 * 48 * 4 / MIB
-    cost = dict(zip(OPERATIONS[2], model.edges[own], strict=True))
+    cost = dict(zip(OPERATIONS[2], model.kept_by_edges[own], strict=True))
     assert cost == {SKIP: 0, "conv": 0, "y_x": one_map, "dilated": 0}
     # LeakyReLU keeps its input, the convolution after it its output.
     assert model.nodes[0] == 2 * one_map
     # A normalisation keeps its input, and mean, deviation and scale of 2 x 8 maps.
-    assert measured("2d", 0).edges[own, 1] == one_map + 3 * 2 * 8 * 4 / MIB
+    assert measured("2d", 0).kept_by_edges[own, 1] == one_map + 3 * 2 * 8 * 4 / MIB
+    # Weights, gradients and momentum of 8 x 8 kernels of 3 x 3 with biases, then of two of 3 x 1 and 1 x 3.
+    assert (model.edges - model.kept_by_edges)[own, 1] == 3 * 4 * (8 * 8 * 9 + 8) / MIB
+    assert (model.edges - model.kept_by_edges)[own, 2] == pytest.approx(3 * 4 * 2 * (8 * 8 * 3 + 8) / MIB)
+    assert (model.edges - model.kept_by_edges)[own, 0] == 0
 
 
 def test_bytes_are_counted_once_and_weights_not_at_all():

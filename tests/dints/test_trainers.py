@@ -28,6 +28,7 @@ from nnunet_nas.dints.selection import smallest_network
 from nnunet_nas.dints.topology import Topology
 from nnunet_nas.dints.trainers import nnUNetTrainerDiNTSSearch
 from nnunet_nas.plans import Plans
+from nnunet_nas.training_cost import training_memory
 
 # In nnU-Net's training loop: seconds each, so they run with the slow layer.
 pytestmark = pytest.mark.integration
@@ -422,6 +423,51 @@ def test_what_cannot_be_is_refused_before_the_search(searchable, values, code, c
 
 
 @NO_PICTURES
+@pytest.mark.parametrize(
+    ("values", "reason", "share"),
+    [
+        ({}, "what nnU-Net's own network needs", None),
+        ({"sigma": 0.8}, "sigma 0.8 of the full network", 0.8),
+        ({"losses": "paper"}, "sigma 0.8 of the full network", 0.8),
+        ({"losses": "paper", "sigma": 0.3}, "sigma 0.3 of the full network", 0.3),
+        ({"memory_limit_mib": 3, "sigma": 0.3}, "memory_limit_mib", None),
+    ],
+    ids=str,
+)
+def test_the_budget_is_nnunets_own_memory_unless_settings_say_otherwise(searchable, values, reason, share):
+    set_settings(searchable, "2d", "dints", search_batch_size=1, **values)
+    trainer = make(searchable)
+    trainer.initialize()
+    # At the planned batch, not that of the search.
+    own = training_memory(trainer.base_spec())
+    assert own.activations > 2 * 2 * 32 * 32 * 16 * 4 / 2**20
+    full = trainer.memory.full(2)
+    assert trainer.budget_mib == pytest.approx(
+        values.get("memory_limit_mib", own.total if share is None else share * full)
+    )
+    text = log_of(trainer)
+    assert f"at batch 2 in float32: nnU-Net's own network {own}" in text
+    assert f"({reason}), {trainer.budget_mib / own.total:.2f} times nnU-Net's" in text
+    assert ("The budget is no limit" in text) == (trainer.budget_mib >= full)
+
+
+@NO_PICTURES
+def test_a_final_convolution_is_searched_built_and_counted(searchable):
+    plain = make(searchable)
+    plain.initialize()
+    set_settings(searchable, "2d", "dints", final_conv=True)
+    trainer = run(searchable)
+    assert trainer.network.decoder.final is not None
+    assert plain.network.decoder.final is None
+    assert trainer.memory.fixed > plain.memory.fixed
+    entry = read_plans(searchable)["configurations"][NAME]
+    assert entry["architecture"]["arch_kwargs"]["final_conv"] is True
+    memory = entry["nas"]["training_mib"]
+    assert memory["predicted"] == pytest.approx(memory["counted"], rel=0.1)
+    assert memory["budget"] == pytest.approx(trainer.budget_mib, abs=1e-3)
+
+
+@NO_PICTURES
 def test_in_the_papers_mode_sigma_is_a_wish(searchable):
     set_settings(searchable, "2d", "dints", sigma=0.001, losses="paper")
     trainer = make(searchable)
@@ -470,7 +516,7 @@ def test_changed_settings_and_plans_are_not_mixed_into_a_search(searchable, caps
     plans = (searchable / "nnUNetPlans.json").read_bytes()
     set_settings(searchable, "2d", "dints", sigma=0.5, num_layers=3)
     text = refused(4, lambda: run(searchable, resume=True), capsys)
-    assert "sigma: 0.8 -> 0.5" in text
+    assert "sigma: None -> 0.5" in text
     assert "num_layers: 2 -> 3" in text
     content = json.loads(plans)
     content["configurations"]["2d"]["batch_size"] = 3
