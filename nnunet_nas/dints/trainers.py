@@ -43,6 +43,7 @@ _HALVED_AT = (8 / 20, 16 / 20)
 _MOMENTUM = 0.9
 _PAPER_TOPOLOGY_WEIGHT = 0.001
 _PAPER_SIGMA = 0.8
+_SMALLEST_NORM = 1e-30
 
 
 def learning_rate(step: int, steps: int, *, start: float, peak: float) -> float:
