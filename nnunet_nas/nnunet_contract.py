@@ -90,9 +90,11 @@ CONTRACT: tuple[Used, ...] = (
         "_build_loss _set_batch_size_and_oversample configure_optimizers get_dataloaders initialize on_epoch_end "
         "on_epoch_start on_train_end on_train_epoch_start on_train_start plot_network_architecture run_training",
     ),
+    *_hooks(_LOOP, "on_train_epoch_end", "train_outputs"),
     *_hooks(_LOOP, "on_validation_epoch_end", "val_outputs"),
     *_hooks(_LOOP, "set_deep_supervision_enabled", "enabled"),
     *_hooks(_LOOP, "train_step", "batch"),
+    *_hooks("debug.json leaves out what is in checkpoints", "_save_debug_information"),
     *_hooks("the graph of a search changes and must not be compiled", "_do_i_compile"),
     *_hooks("DiNTS has fewer levels than the plans", "_get_deep_supervision_scales"),
     *_hooks("the backbone's mirroring is kept", "configure_rotation_dummyDA_mirroring_and_inital_patch_size"),
@@ -102,7 +104,6 @@ CONTRACT: tuple[Used, ...] = (
     *_hooks("a search has no model to validate", "perform_actual_validation", "save_probabilities"),
     *_hooks("a search validates the topology that it would deliver", "validation_step", "batch"),
     *_used(_LOOP, f"{_TRAINER}.on_validation_epoch_start", ""),
-    *_used(_LOOP, f"{_TRAINER}.on_train_epoch_end", "train_outputs"),
     *_used(
         "trainers read and set these",
         _TRAINER,

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from nnunet_nas import commands
 from nnunet_nas.architecture import NetworkSpec, network_spec, spec_of
@@ -233,6 +234,7 @@ class SearchTrainer(ResumableTrainer):
     def _search(self) -> None:
         self.on_train_start()
         self._log_what_is_seen()
+        self._log_unsynchronised_norms()
         self._start_random_numbers()
         while not self.finished:
             self.on_epoch_start()
@@ -436,6 +438,17 @@ class SearchTrainer(ResumableTrainer):
             raise DataProblem(
                 f"configuration {taken[0]} is in the plans already: set another suffix "
                 f"({self.set_search('suffix=_b')}), or remove it there"
+            )
+
+    def has_batch_norms(self) -> bool:
+        """Whether norms that are trained take the statistics of a whole batch."""
+        return any(isinstance(module, _BatchNorm) for module in self.network.modules())
+
+    def _log_unsynchronised_norms(self) -> None:
+        if self._parallel and self.has_batch_norms():
+            self.print_to_log_file(
+                "Batch norms of the search take the statistics of each GPU's own patches; those of the result, when it is "
+                "trained on several GPUs, are synchronised. Search on one GPU where the batch is small."
             )
 
     def _log_what_is_seen(self) -> None:

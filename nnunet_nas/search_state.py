@@ -35,6 +35,7 @@ class ResumableTrainer(ConfiguredTrainer):
         resumed_from: the checkpoint that the search goes on from, if any.
     """
 
+    states = ("resumed_from", "history")
     base_digest: str
     history: History
     architecture_optimizer: torch.optim.Optimizer

@@ -7,7 +7,7 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -48,6 +48,8 @@ class ConfiguredTrainer(nnUNetTrainer, ABC):
     settings: Any
     plans: Plans
     goes_on: bool
+    # Attributes whose text would fill nnU-Net's debug.json: they are in checkpoints.
+    states: ClassVar[tuple[str, ...]] = ()
     _inherits_mirroring = False
     _claim: contextlib.ExitStack | None = None
 
@@ -128,6 +130,14 @@ class ConfiguredTrainer(nnUNetTrainer, ABC):
         self.inference_allowed_mirroring_axes = mirror_axes
         return rotation, dummy_2d, patch_size, mirror_axes
 
+    def _save_debug_information(self) -> None:
+        """nnU-Net's text of every attribute but the states."""
+        hidden = {name: vars(self).pop(name) for name in self.states if name in vars(self)}
+        try:
+            super()._save_debug_information()
+        finally:
+            vars(self).update(hidden)
+
     @abstractmethod
     def checkpoint(self) -> dict[str, Any]:
         """What is kept."""
@@ -145,6 +155,7 @@ class ModelTrainer(ConfiguredTrainer):
     One is kept after every epoch, with the random states, so that `--c` ends as an uninterrupted training would.
     """
 
+    states = ("_random_states",)
     _random_states: dict[str, Any] | None = None
 
     def follow_settings(self) -> None:

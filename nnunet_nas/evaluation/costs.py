@@ -15,6 +15,7 @@ from nnunet_nas.complexity import Complexity, complexity_of
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.evaluation.summaries import Model
 from nnunet_nas.plans import Plans
+from nnunet_nas.precision import half_precision
 
 REPEATS = 7
 _WARM_UP = 2
@@ -63,7 +64,9 @@ def seconds_per_patch(
     repeats: int = REPEATS,
     clock: Callable[[], float] | None = None,
 ) -> list[float]:
-    """Median wall-clock seconds of a forward pass of one patch, float32, random weights, without deep supervision.
+    """Median wall-clock seconds of a forward pass of one patch, random weights, without deep supervision.
+
+    In the precision in which nnU-Net predicts; see `precision_on`.
 
     The networks take turns, so that other work on the machine disturbs all of them alike. What a case takes is this
     times its patches (and nnU-Net's mirrored copies), plus reading, resampling and writing, which do not depend on the
@@ -79,7 +82,7 @@ def seconds_per_patch(
     networks = [build_network(spec, seed=0).to(device).eval() for spec in specs]
     patches = [torch.randn(1, spec.input_channels, *spec.patch_size, device=device) for spec in specs]
     times: list[list[float]] = [[] for _ in specs]
-    with torch.inference_mode():
+    with torch.inference_mode(), half_precision(device):
         for _ in range(_WARM_UP + repeats):
             for network, patch, seconds in zip(networks, patches, times, strict=True):
                 started = now()
@@ -87,6 +90,11 @@ def seconds_per_patch(
                 _wait_for(device)
                 seconds.append(now() - started)
     return [statistics.median(seconds[_WARM_UP:]) for seconds in times]
+
+
+def precision_on(device: torch.device) -> str:
+    """In which nnU-Net predicts there, in words."""
+    return "float16 under autocast" if device.type == "cuda" else "float32"
 
 
 def _wait_for(device: torch.device) -> None:

@@ -15,7 +15,7 @@ import torch
 from nnunet_nas import commands
 from nnunet_nas.errors import DataProblem, UsageError
 from nnunet_nas.evaluation import report, summaries
-from nnunet_nas.evaluation.costs import Cost, cost_of, seconds_per_patch
+from nnunet_nas.evaluation.costs import Cost, cost_of, precision_on, seconds_per_patch
 from nnunet_nas.evaluation.notes import notes_on, settings_json
 from nnunet_nas.evaluation.plots import draw_differences
 from nnunet_nas.evaluation.report import PairTable, Report
@@ -127,7 +127,9 @@ def run(settings: CompareSettings, progress: Progress = lambda items, total, tit
         patients=settings.patients is not None,
         runs=any(model.others for model in groups[0].models),
     )
-    timed = settings.time_on and f"forward pass of one patch, float32, {settings.time_on}, median"
+    timed = (
+        settings.time_on and f"forward pass of one patch, {precision_on(settings.time_on)}, {settings.time_on}, median"
+    )
     return Report(
         groups=groups,
         costs=costs,

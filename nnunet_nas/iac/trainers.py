@@ -58,6 +58,7 @@ _COLLAPSED = 0.75
 class CellSearchTrainer(SearchTrainer):
     """What IAC and IAC-LTH share: supernet, warm-up, annealing, records and result."""
 
+    states = (*SearchTrainer.states, "_theta_0", "backbone")
     network: IACSupernet
     history: CellHistory
     # Forward and backward passes of the supernet in one iteration.
@@ -106,6 +107,10 @@ class CellSearchTrainer(SearchTrainer):
             path = Path(self.output_folder) / THETA_0
             if not path.exists() or path.read_bytes() != self._theta_0:
                 replace_file(path, self._theta_0)
+
+    def has_batch_norms(self) -> bool:
+        """Of the cells: the backbone's are frozen."""
+        return any(cell.norm == "batch" for cell in self.network.decoder.skip_modules)
 
     def _log_cost(self) -> None:
         """What search and retrofit cost at most, as shares of what they compete with."""

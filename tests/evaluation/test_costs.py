@@ -1,5 +1,6 @@
 """Costs of compared models: counted as `nnunet_nas info` counts them, measured in turns."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -10,7 +11,7 @@ import torch
 
 from nnunet_nas.architecture import network_spec
 from nnunet_nas.complexity import complexity_of
-from nnunet_nas.evaluation.costs import Cost, cost_of, seconds_per_patch
+from nnunet_nas.evaluation.costs import Cost, cost_of, precision_on, seconds_per_patch
 from nnunet_nas.evaluation.rows import Group
 from nnunet_nas.evaluation.summaries import Case, Model
 from nnunet_nas.evaluation.tables import COSTS, cost_text
@@ -73,6 +74,26 @@ def test_time_is_the_median_of_alternating_passes(model):
     seconds = seconds_per_patch(specs, torch.device("cpu"), repeats=3, clock=lambda: float(next(clock)))
     # Passes take 2, 4, 6, ... in turn; the first two of each network do not count: 10, 14, 18 and 12, 16, 20.
     assert seconds == [14.0, 16.0]
+
+
+def test_time_is_measured_in_the_precision_that_nnunet_predicts_in(model, monkeypatch):
+    entered = []
+
+    @contextlib.contextmanager
+    def recorded(device):
+        entered.append(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+
+    found = []
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda module, args, output: found.append(output))
+    monkeypatch.setattr("nnunet_nas.evaluation.costs.half_precision", recorded)
+    seconds_per_patch([cost_of(model("2d")).spec], torch.device("cpu"), repeats=1)
+    hook.remove()
+    assert entered == [torch.device("cpu")]
+    assert found[-1].dtype == torch.bfloat16
+    assert precision_on(torch.device("cuda")) == "float16 under autocast"
+    assert precision_on(torch.device("mps")) == precision_on(torch.device("cpu")) == "float32"
 
 
 def test_time_is_really_measured(model):

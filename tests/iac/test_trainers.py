@@ -526,6 +526,43 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_epoch(searchable, 
     assert len(again.history) >= 3
 
 
+@SLOW
+@NO_PICTURES
+def test_what_is_in_checkpoints_is_not_in_nnunets_debug_file_too(searchable):
+    def written(trainer):
+        return json.loads((Path(trainer.output_folder) / "debug.json").read_text())
+
+    search(nnUNetTrainerIACLTHSearch, searchable, stop_before=2)
+    going_on = search(nnUNetTrainerIACLTHSearch, searchable, resume=True)
+    assert sum(map(len, written(going_on).values())) < 50_000
+    assert written(going_on)["resumed_from"] == "None"
+    assert not {"_theta_0", "backbone", "history"} & set(written(going_on))
+    assert going_on.resumed_from["current_epoch"] == 2
+    retrofit = make_trainer(nnUNetTrainerIACRetrofit, searchable, configuration="2d_iaclth")
+    retrofit.run_training()
+    again = make_trainer(nnUNetTrainerIACRetrofit, searchable, configuration="2d_iaclth", resume=True)
+    again.load_checkpoint(str(Path(again.output_folder) / "checkpoint_final.pth"))
+    again.on_train_start()
+    assert again._random_states is not None
+    assert written(again)["_random_states"] == "None"
+
+
+@SLOW
+@NO_PICTURES
+def test_several_gpus_are_told_of_batch_norms_that_are_not_synchronised(searchable, monkeypatch):
+    def said(trainer):
+        trainer.initialize()
+        printed = []
+        monkeypatch.setattr(trainer, "print_to_log_file", lambda *text, **_: printed.append(" ".join(map(str, text))))
+        trainer._parallel = True
+        trainer._log_unsynchronised_norms()
+        return " ".join(printed)
+
+    assert said(make_trainer(nnUNetTrainerIACLTHSearch, searchable)) == ""
+    set_settings(searchable, "2d", "iac_lth", norm="batch")
+    assert "each GPU's own patches" in said(make_trainer(nnUNetTrainerIACLTHSearch, searchable))
+
+
 def with_scaler(trainer):
     """On the CPU, as nnU-Net has it on CUDA."""
     trainer.grad_scaler = torch.amp.GradScaler("cpu")
