@@ -447,8 +447,8 @@ class SearchTrainer(ResumableTrainer):
     def _log_unsynchronised_norms(self) -> None:
         if self._parallel and self.has_batch_norms():
             self.print_to_log_file(
-                "Batch norms of the search take the statistics of each GPU's own patches; those of the result, when it is "
-                "trained on several GPUs, are synchronised. Search on one GPU where the batch is small."
+                "Batch norms of the search take the statistics of each GPU's own patches; those of the result are "
+                "synchronised when several GPUs train it. Search on one GPU where the batch is small."
             )
 
     def _log_what_is_seen(self) -> None:

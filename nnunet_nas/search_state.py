@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -35,7 +35,7 @@ class ResumableTrainer(ConfiguredTrainer):
         resumed_from: the checkpoint that the search goes on from, if any.
     """
 
-    states = ("resumed_from", "history")
+    states: ClassVar[tuple[str, ...]] = ("resumed_from", "history")
     base_digest: str
     history: History
     architecture_optimizer: torch.optim.Optimizer

@@ -132,11 +132,11 @@ class ConfiguredTrainer(nnUNetTrainer, ABC):
 
     def _save_debug_information(self) -> None:
         """nnU-Net's text of every attribute but the states."""
-        hidden = {name: vars(self).pop(name) for name in self.states if name in vars(self)}
+        hidden = {name: self.__dict__.pop(name) for name in self.states if name in self.__dict__}
         try:
             super()._save_debug_information()
         finally:
-            vars(self).update(hidden)
+            self.__dict__.update(hidden)
 
     @abstractmethod
     def checkpoint(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ _COLLAPSED = 0.75
 class CellSearchTrainer(SearchTrainer):
     """What IAC and IAC-LTH share: supernet, warm-up, annealing, records and result."""
 
-    states = (*SearchTrainer.states, "_theta_0", "backbone")
+    states: ClassVar[tuple[str, ...]] = (*SearchTrainer.states, "_theta_0", "backbone")
     network: IACSupernet
     history: CellHistory
     # Forward and backward passes of the supernet in one iteration.
