@@ -2,7 +2,7 @@
 
     python examples/benchmarks/chance.py search -d 107 -o searches.csv architecture_lr=0.1
     python examples/benchmarks/chance.py search -d 107 -o searches.csv -arm no_lseg --without_segmentation
-    python examples/benchmarks/chance.py agree searches.csv; python examples/benchmarks/chance.py moves searches.csv
+    python examples/benchmarks/chance.py agree searches.csv
     python examples/benchmarks/chance.py train -d 107 -o trainings.csv -searches searches.csv
     python examples/benchmarks/chance.py compare trainings.csv
     python examples/benchmarks/chance.py cells -d 107 -o cells.csv
@@ -10,8 +10,7 @@
 
 `search` runs the search with several seeds of data and weights from one start of alpha; `agree` says how much the
 answers have in common, and how much random feasible topologies have that are matched to each of them in edges, skips
-and, within a tenth, memory. `moves` says how alike x and alpha have moved, which tells more than what
-was selected in the end. `train` trains what was found, random topologies of its size and nnU-Net's own network with
+and, within a tenth, memory. `train` trains what was found, random topologies of its size and nnU-Net's own network with
 equal iterations and the same seeds; `compare` says what the search was worth. `cells` and `agree_cells` do the same for
 IAC-LTH with one trained backbone, whose random answers are random cells. Tables have one row per finished run; a
 run that is there already is not repeated, so that a kill costs one run.
@@ -36,7 +35,6 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from scipy.stats import spearmanr
 
 from nnunet_nas.cli.common import format_table
 from nnunet_nas.dints.sampling import Size, edge_jaccard, same_operation, sample_like, size_of
@@ -71,7 +69,6 @@ CELL_SETTINGS = {
     "minimum_width": 16,
 }
 RESAMPLES = 4000
-SHUFFLES = 400
 # Of fewer there is no interval worth the name.
 FEWEST_SEARCHES = 3
 
@@ -113,7 +110,7 @@ def problem_of(dataset: int) -> Any:
 def search(args: argparse.Namespace) -> None:
     from chance_runs import search_dints
 
-    settings = SETTINGS | _assigned(args.settings)
+    settings = SETTINGS | assigned(args.settings)
     problem = problem_of(args.dataset)
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     runs = ({"dataset": args.dataset, "arm": args.arm, "seed": seed} for seed in seeds)
@@ -126,10 +123,10 @@ def search(args: argparse.Namespace) -> None:
             without_terms=args.without_terms,
         )
         append(args.output, {**key, **row})
-        _tell(key, f"{row['mib']} MiB, {row['seconds']} s")
+        tell(key, f"{row['mib']} MiB, {row['seconds']} s")
 
 
-def _assigned(pairs: list[str]) -> dict[str, Any]:
+def assigned(pairs: list[str]) -> dict[str, Any]:
     """Of key=value, where a value is JSON or text."""
     found = {}
     for key, text in (pair.split("=", 1) for pair in pairs):
@@ -140,7 +137,7 @@ def _assigned(pairs: list[str]) -> dict[str, Any]:
     return found
 
 
-def _tell(key: dict[str, Any], text: str) -> None:
+def tell(key: dict[str, Any], text: str) -> None:
     print(time.strftime("%H:%M:%S"), *key.values(), text, flush=True)
 
 
@@ -183,47 +180,6 @@ def agree(args: argparse.Namespace) -> None:
     print(format_table(["data", "arm", "edges", "operations"], pulls))
 
 
-def moves(args: argparse.Namespace) -> None:
-    """Rank correlation between seeds of how far x and alpha have moved from their common start."""
-    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
-    for row in rows_of(args.table):
-        if row.get("x_moves"):
-            groups.setdefault((row["dataset"], row["arm"]), []).append(row)
-    rng, table = np.random.default_rng(0), []
-    for (dataset, arm), rows in groups.items():
-        others = [row for (data, name), own in groups.items() if name == arm and data != dataset for row in own]
-        for quarter in range(4):
-            cells = [dataset, arm, str(len(rows)), f"{quarter + 1}/4"]
-            for name in ("x", "alpha"):
-                own = [np.array(json.loads(row[f"{name}_moves"])[quarter]) for row in rows]
-                foreign = [np.array(json.loads(row[f"{name}_moves"])[quarter]) for row in others]
-                cells += _correlations(own, foreign, rng)
-            table.append(cells)
-    names = ["size", "between seeds", "by chance", "beside other data"]
-    header = [*(f"x: {name}" for name in names), *(f"alpha: {name}" for name in names)]
-    print(format_table(["data", "arm", "seeds", "steps", *header], table))
-
-
-def _correlations(own: list[np.ndarray], others: list[np.ndarray], rng: np.random.Generator) -> list[str]:
-    """Root mean square of moves; mean correlation over pairs, 95 % of it where entries are shuffled, and elsewhere."""
-    size = f"{np.sqrt(np.mean(np.square(own))):.3f}"
-    between = "" if not others else f"{np.mean([_rank_correlation(a, b) for a in own for b in others]):+.2f}"
-    if len(own) < 2:
-        return [size, "", "", between]
-    pairs = list(itertools.combinations(range(len(own)), 2))
-    seen = np.mean([_rank_correlation(own[a], own[b]) for a, b in pairs])
-    drawn = []
-    for _ in range(SHUFFLES):
-        shuffled = [rng.permutation(values) for values in own]
-        drawn.append(np.mean([_rank_correlation(shuffled[a], shuffled[b]) for a, b in pairs]))
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return [size, f"{seen:+.2f}", f"[{low:+.2f}, {high:+.2f}]", between]
-
-
-def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    return float(spearmanr(a, b).statistic)
-
-
 def _answers(rows: list[dict[str, str]], arm: str) -> list[Topology]:
     return [Topology.from_json(json.loads(row["topology"])) for row in rows if row["arm"] == arm]
 
@@ -253,12 +209,12 @@ def cells(args: argparse.Namespace) -> None:
     problem = problem_of(args.dataset)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = backbone_checkpoint(problem, Path(folder), iterations=args.iterations)
-        settings = CELL_SETTINGS | _assigned(args.settings) | {"backbone_checkpoint": str(checkpoint)}
+        settings = CELL_SETTINGS | assigned(args.settings) | {"backbone_checkpoint": str(checkpoint)}
         runs = ({"dataset": args.dataset, "arm": args.arm, "seed": seed} for seed in range(args.seeds))
         for key in missing(args.output, runs):
             row = search_cells(problem, key["seed"], settings)
             append(args.output, {**key, **row})
-            _tell(key, f"{row['epochs']} epochs, {row['cpu_seconds']} CPU seconds")
+            tell(key, f"{row['epochs']} epochs, {row['cpu_seconds']} CPU seconds")
 
 
 def agree_cells(args: argparse.Namespace) -> None:
@@ -320,7 +276,7 @@ def train(args: argparse.Namespace) -> None:
         row = trained_dice(problem, architecture, hold_out, seed=key["seed"], iterations=args.iterations)
         about = {"mib": "", "edges": "", "skips": ""} if size is None else vars(size)
         append(args.output, {**key, **about, **row})
-        _tell(key, f"Dice {row['dice']:.4f}, {row['cpu_seconds']} CPU seconds")
+        tell(key, f"Dice {row['dice']:.4f}, {row['cpu_seconds']} CPU seconds")
 
 
 def means_of(rows: list[dict[str, str]]) -> dict[str, float]:
@@ -401,9 +357,6 @@ def main() -> None:
     command.add_argument("table", type=Path)
     command.add_argument("-random", type=int, default=300, help="random topologies per answer")
     command.set_defaults(run=agree)
-    command = commands.add_parser("moves")
-    command.add_argument("table", type=Path)
-    command.set_defaults(run=moves)
     command = commands.add_parser("cells")
     command.add_argument("-d", dest="dataset", type=int, required=True)
     command.add_argument("-o", dest="output", type=Path, required=True)

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +170,47 @@ def search_dints(
         **_moves(history),
         "evidence": json.dumps(_scores(trainer), separators=(",", ":")),
     }
+
+
+def gradients_dints(
+    problem: Problem, seed: int, settings: dict[str, Any], *, points: Sequence[int], batches: int
+) -> Iterator[dict[str, Any]]:
+    """Mean gradients of L_seg on x and alpha at their start, for weights that were trained for so many steps.
+
+    Args:
+        problem: data and configuration.
+        seed: of weights and data.
+        settings: of the search.
+        points: steps of the weights, rising; their learning rate follows the last one.
+        batches: of the architecture's half, half of which make up each of two means.
+    """
+    started = time.process_time()
+    each = settings["num_iterations_per_epoch"]
+    with quietly():
+        trainer = problem.trainer(
+            DiNTSProbe, {**settings, "seed": seed, "num_epochs": max(2, -(-points[-1] // each))}, "dints"
+        )
+        trainer.initialize()
+        trainer.on_train_start()
+        seed_everything(seed)
+        trainer.network.train()
+        trainer._step, trainer._drawn = 0, []
+    for point in points:
+        while trainer._step < point:
+            trainer.train_step(next(trainer.dataloader_train))
+        trainer.train_only(weights=False)
+        found = []
+        for _ in range(batches):
+            loss = trainer.loss_of(next(trainer.dataloader_architecture))
+            gradients = torch.autograd.grad(loss, trainer.network.architecture_parameters())
+            found.append([gradient.flatten().numpy() for gradient in gradients])
+        row: dict[str, Any] = {"steps": point, "batches": batches}
+        for name, drawn in zip(("alpha", "x"), zip(*found, strict=True), strict=True):
+            all_of_them = np.stack(drawn)
+            row[f"{name}_noise"] = float(f"{np.sqrt(all_of_them.var(0, ddof=1).mean()):.4g}")
+            for half, part in (("first", all_of_them[::2]), ("second", all_of_them[1::2])):
+                row[f"{name}_{half}"] = " ".join(f"{value:.4g}" for value in part.mean(0))
+        yield row | {"cpu_seconds": round(time.process_time() - started, 1)}
 
 
 class CellsProbe(Probe, nnUNetTrainerIACLTHSearch):

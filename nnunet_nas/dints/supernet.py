@@ -321,6 +321,13 @@ class DiNTSSupernet(MultiResolutionNet):
         own = {id(parameter) for parameter in self.architecture_parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in own]
 
+    def train_only(self, *, weights: bool) -> None:
+        """Says whether weights or alpha and the edges' logits get gradients; the rest costs none."""
+        for parameter in self.network_parameters():
+            parameter.requires_grad_(weights)
+        for parameter in self.architecture_parameters():
+            parameter.requires_grad_(not weights)
+
     def draw_architecture(self, generator: torch.Generator) -> None:
         """alpha ~ N(1, 0.01) and x ~ N(0, 0.01) (paper, section 4.1; 0.01 is taken for the standard deviation)."""
         with torch.no_grad():

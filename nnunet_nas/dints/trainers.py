@@ -14,6 +14,7 @@ from torch import autocast
 
 from nnunet_nas.architecture import NetworkSpec, derive
 from nnunet_nas.complexity import MIB, kept_mib
+from nnunet_nas.dints import outlook
 from nnunet_nas.dints.decoding import discretisation_gap
 from nnunet_nas.dints.drawing import draw_progress, draw_topology
 from nnunet_nas.dints.history import TopologyHistory
@@ -187,11 +188,21 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
             )
 
     def _search_mib(self, num_layers: int) -> float:
-        settings = replace(self.settings, num_layers=num_layers)
-        with torch.device("meta"):
-            image = torch.empty(self.batch_size, self.num_input_channels, *self.configuration_manager.patch_size)
-            twin = _supernet(self.space, settings, self.num_input_channels, self.label_manager.num_segmentation_heads)
+        twin = self.meta_supernet(replace(self.settings, num_layers=num_layers))
+        shape = (self.batch_size, self.num_input_channels, *self.configuration_manager.patch_size)
+        image = torch.empty(shape, device="meta")
         return kept_mib(lambda: twin(image), list(twin.parameters()))
+
+    def meta_supernet(self, settings: DiNTSSettings) -> DiNTSSupernet:
+        """A supernet without weights, for counting."""
+        with torch.device("meta"):
+            return _supernet(self.space, settings, self.num_input_channels, self.label_manager.num_segmentation_heads)
+
+    def on_train_start(self) -> None:
+        """nnU-Net's preparations; a new search says what is ahead."""
+        super().on_train_start()
+        if self.local_rank == 0 and self.resumed_from is None:
+            outlook.tell(self)
 
     @property
     def has_hard_budget(self) -> bool:
@@ -228,7 +239,7 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         """Says what the epoch trains; learning rates are set per step."""
         self.network.train()
         self._step = self.current_epoch * self.num_iterations_per_epoch
-        self._drawn = self._draw_topologies()
+        self._drawn = self.draw_topologies(self.current_epoch)
         rate = self._set_learning_rate()
         self.logger.log("lrs", rate, self.current_epoch)
         self.print_to_log_file("", add_timestamp=False)
@@ -248,20 +259,17 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         x, alpha = (tensor.detach() for tensor in self.logits())
         return RelaxedTopology(x.numpy(), torch.softmax(alpha, -1).numpy(), self.space.names, self.memory)
 
-    def _draw_topologies(self) -> list[Topology]:
-        """Those of the epoch's steps, the same in all processes; none where the mixture is trained."""
+    def draw_topologies(self, epoch: int) -> list[Topology]:
+        """Those of an epoch's steps, the same in all processes; none where the mixture is trained."""
         if self.settings.weights_on == "mixture":
             return []
-        rng = np.random.default_rng([self.settings.seed, self.current_epoch])
+        rng = np.random.default_rng([self.settings.seed, epoch])
         drawn = self.num_iterations_per_epoch
         return sample_within_budget(self.relaxed(), drawn, rng, budget_mib=self.hard_budget_mib)
 
     def train_only(self, *, weights: bool) -> None:
         """Says what the next step has gradients for; the rest costs none."""
-        for parameter in self.network.network_parameters():
-            parameter.requires_grad_(weights)
-        for parameter in self.network.architecture_parameters():
-            parameter.requires_grad_(not weights)
+        self.network.train_only(weights=weights)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One step of the weights on the first half; after their time alone, one of the architecture on the second."""
