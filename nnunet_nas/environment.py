@@ -89,3 +89,8 @@ def dataset_number(name: str) -> int:
     if match is None:
         raise UsageError(f"{name} is not a data set name such as Dataset004_Hippocampus")
     return int(match.group(1))
+
+
+def external_trainers_folder() -> Path:
+    """The folder with the one module in which nnU-Net is to discover our trainers."""
+    return Path(__file__).resolve().parent / "ext_trainers"

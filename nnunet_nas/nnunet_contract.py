@@ -286,17 +286,25 @@ CONTRACT: tuple[Used, ...] = (
     ),
     # Names of files and folders
     *_used(
-        _FILES, "nnunetv2.run.run_training:maybe_load_checkpoint", words="checkpoint_final.pth checkpoint_latest.pth"
+        _FILES,
+        "nnunetv2.run.run_training:maybe_load_checkpoint",
+        words="checkpoint_final.pth checkpoint_latest.pth checkpoint_best.pth",
     ),
+    *_used("prove_tiny compares the lengths of trainings", f"{_TRAINER}._save_debug_information", words="debug.json"),
     *_used(_FILES, f"{_TRAINER}.do_split", words="splits_final.json"),
     *_used(_FILES, f"{_TRAINER}.on_train_start", words="plans.json dataset.json"),
     *_used(_FILES, f"{_TRAINER}.perform_actual_validation", words="validation summary.json"),
     # Commands and environment variables
     *_used(_COMMANDS, "command:nnUNetv2_train", words="-tr -p --c --val -device"),
     *_used(_COMMANDS, "command:nnUNetv2_predict", words="-i -o -d -c -f -p -tr"),
+    *_used(
+        "prove_tiny goes on with predictions",
+        "command:nnUNetv2_predict",
+        words="-device --continue_prediction --disable_progress_bar -npp -nps",
+    ),
     *_used(_COMMANDS, "command:nnUNetv2_plan_and_preprocess command:nnUNetv2_plan_experiment", words="-d"),
     *_used(_COMMANDS, "command:nnUNetv2_preprocess", words="-d -c"),
-    *_used(_COMMANDS, "command:nnUNetv2_evaluate_folder", words="-djfile -pfile"),
+    *_used(_COMMANDS, "command:nnUNetv2_evaluate_folder", words="-djfile -pfile -np"),
     *_used("its postprocessing is exported", "command:nnUNetv2_find_best_configuration"),
     *_used(
         "data, plans, results and trainers are found by these variables",

@@ -225,3 +225,14 @@ def test_a_search_by_a_fifth_method_is_no_backbone(dataset, fifth_method, nnunet
         (folder / "checkpoint_final.pth").touch()
     address = BackboneAddress(Plans.of(dataset, "nnUNetPlans"), "2d", 0, None, "checkpoint_final.pth")
     assert find_checkpoint(address)[1] == "nnUNetTrainer_5epochs"
+
+
+def test_a_plain_training_of_ours_is_a_backbone_once_it_is_named(dataset, nnunet_folders):
+    from nnunet_nas.skips.backbone import BackboneAddress, find_checkpoint
+
+    folder = nnunet_folders / "nnUNet_results" / dataset.name / "nnUNetTrainerScheduled__nnUNetPlans__2d" / "fold_0"
+    folder.mkdir(parents=True)
+    (folder / "checkpoint_final.pth").touch()
+    plans = Plans.of(dataset, "nnUNetPlans")
+    address = BackboneAddress(plans, "2d", 0, "nnUNetTrainerScheduled", "checkpoint_final.pth")
+    assert find_checkpoint(address) == (folder / "checkpoint_final.pth", "nnUNetTrainerScheduled")

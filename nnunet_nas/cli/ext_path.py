@@ -10,9 +10,8 @@ example:
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-import nnunet_nas
+from nnunet_nas.environment import external_trainers_folder
 from nnunet_nas.errors import EnvironmentProblem
 
 SUMMARY = "print the folder for nnUNet_extTrainer"
@@ -29,8 +28,3 @@ def run(args: argparse.Namespace) -> int:
         raise EnvironmentProblem(f"{folder} is missing, the installation is incomplete: install nnunet-nas again")
     print(folder)
     return 0
-
-
-def external_trainers_folder() -> Path:
-    """The folder with the one module that nnU-Net is to discover."""
-    return Path(nnunet_nas.__file__).resolve().parent / "ext_trainers"

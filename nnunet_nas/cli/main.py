@@ -20,6 +20,7 @@ from nnunet_nas.errors import NasError, printable
 
 COMMANDS = (
     "select_tiny",
+    "prove_tiny",
     "set_search",
     "transfer",
     "add_skip",

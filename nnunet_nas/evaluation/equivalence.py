@@ -129,7 +129,7 @@ def upper_p(gains: Runs | Floats, bound: float) -> float:
     return float(stats.ttest_1samp(np.sort(values), bound, alternative="greater").pvalue)
 
 
-def equivalence_power(cases: int, deviation: float, margin: float) -> float:
+def equivalence_power(cases: int, deviation: float, margin: float, *, alpha: float = ALPHA) -> float:
     """How often the two one-sided tests find equivalence if the models do not differ, from below.
 
     Either test fails alike often (non-central t), and samples in which both fail are counted twice; where the power is
@@ -139,9 +139,10 @@ def equivalence_power(cases: int, deviation: float, margin: float) -> float:
         cases: two or more.
         deviation: standard deviation of the differences, above 0.
         margin: in its unit.
+        alpha: level of either test.
     """
     degrees = cases - 1
-    fails = stats.nct.cdf(stats.t.ppf(1 - ALPHA, degrees), degrees, math.sqrt(cases) * margin / deviation)
+    fails = stats.nct.cdf(stats.t.ppf(1 - alpha, degrees), degrees, math.sqrt(cases) * margin / deviation)
     return max(0.0, 1 - 2 * float(fails))
 
 

@@ -144,7 +144,8 @@ def find_checkpoint(address: BackboneAddress) -> tuple[Path, str | None]:
         for entry in (folder.iterdir() if folder.is_dir() else ())
         if entry.name.endswith(suffix)
     }
-    for ours in trainers():  # no backbones: a search leaves no network, a retrofit has modules already
+    # A search leaves no network and a retrofit has modules already: none of ours is taken unless it is named.
+    for ours in set(trainers()) - {address.trainer}:
         found.pop(ours, None)
     trained = {trainer: path for trainer, path in found.items() if path.is_file()}
     trainer = address.trainer or _only(trained, address)

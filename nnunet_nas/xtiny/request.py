@@ -194,7 +194,7 @@ def keep_earlier(folder: Path, reports: Sequence[str], inputs: dict[str, Any]) -
         where they are now; None if there are none of another run.
     """
     try:
-        content = (folder / SELECTION).read_bytes()
+        content = (folder / reports[0]).read_bytes()
     except FileNotFoundError:
         return None
     with contextlib.suppress(ValueError, KeyError, TypeError):
