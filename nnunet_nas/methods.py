@@ -32,6 +32,7 @@ class Method:
         history: schema of what its search records, see `histories`; None where nothing is recorded.
         dynamics: function from such a history to `Dynamics`; likewise.
         averaged: function from several such histories and their names to `Dynamics`; None where there is none.
+        cost: function from a network and settings to the phases of `search_cost`; None where they cannot be told.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Method:
     history: str | None = None
     dynamics: str | None = None
     averaged: str | None = None
+    cost: str | None = None
 
     @property
     def trainer_name(self) -> str | None:
@@ -96,6 +98,7 @@ METHODS = {
             history="nnunet_nas.iac.history:CellHistory",
             dynamics="nnunet_nas.iac.dynamics:dynamics",
             averaged="nnunet_nas.iac.dynamics:averaged",
+            cost="nnunet_nas.iac.cost:bilevel",
         ),
         Method(
             "iac_lth",
@@ -110,11 +113,13 @@ METHODS = {
             history="nnunet_nas.iac.history:CellHistory",
             dynamics="nnunet_nas.iac.dynamics:dynamics",
             averaged="nnunet_nas.iac.dynamics:averaged",
+            cost="nnunet_nas.iac.cost:one_level",
         ),
         Method(
             "iac_retrofit",
             settings="nnunet_nas.skips.settings:IACRetrofitSettings",
             trainer="nnunet_nas.skips.retrofit:nnUNetTrainerIACRetrofit",
+            cost="nnunet_nas.skips.cost:retrofit_phases",
         ),
         Method(
             "dints",
@@ -126,6 +131,7 @@ METHODS = {
             draw="nnunet_nas.dints.drawing:draw_answer",
             history="nnunet_nas.dints.history:TopologyHistory",
             dynamics="nnunet_nas.dints.dynamics:dynamics",
+            cost="nnunet_nas.dints.cost:phases",
         ),
         Method(
             "distill",
@@ -136,6 +142,7 @@ METHODS = {
             "schedule",
             settings="nnunet_nas.schedule.settings:ScheduleSettings",
             trainer="nnunet_nas.schedule.trainer:nnUNetTrainerScheduled",
+            cost="nnunet_nas.search_cost:plain_phases",
         ),
         Method("skip", in_backbone=True),
         Method("encoder"),
@@ -146,6 +153,11 @@ METHODS = {
 def with_settings() -> list[str]:
     """Names of the methods that have settings."""
     return [name for name, method in METHODS.items() if method.settings]
+
+
+def with_cost() -> list[str]:
+    """Names of the methods whose cost can be predicted."""
+    return [name for name, method in METHODS.items() if method.cost]
 
 
 def searches() -> list[str]:

@@ -8,9 +8,14 @@ measured; everything is counted from the network that nnU-Net would build. Modul
 beside it: how many times its parameters, its MACs, and the MACs of its training step, where theirs is one with the
 backbone frozen.
 
+A second table says what searches and trainings will cost at most, before they start: those that the configurations have
+settings for (nas_settings), or those of -m with their default settings. Counted are iterations, their MACs (forward and
+backward passes of whole batches), and how many iterations of plain training, and default trainings, cost as much.
+
 examples:
   nnunet_nas info -d 4
   nnunet_nas info -d 4 -c 2d 2d_xtiny8 --json
+  nnunet_nas info -d 4 -c 3d_fullres -m dints
 """
 
 from __future__ import annotations
@@ -24,8 +29,9 @@ from nnunet_nas import commands
 from nnunet_nas.cli.common import add_dataset_arguments, format_table, quiet_output
 from nnunet_nas.environment import find_preprocessed_dataset
 from nnunet_nas.errors import DataProblem, printable
-from nnunet_nas.methods import result_trainer, retrofitted
+from nnunet_nas.methods import METHODS, result_trainer, retrofit_trainer, retrofitted, settings_class, with_cost
 from nnunet_nas.plans import Plans
+from nnunet_nas.settings import read_settings
 
 if TYPE_CHECKING:
     from nnunet_nas.architecture import NetworkSpec
@@ -44,6 +50,7 @@ _COLUMNS = {
     "MiB to train": "{to_train_mib}",
     "checkpoint MiB": "{checkpoint_mib:.2f}",
 }
+_PREDICTED = ("configuration", "method", "iterations", "MACs", "plain iterations", "default trainings")
 _BESIDE = "parameters, MACs, training step beside the backbone"
 
 
@@ -51,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options, in nnU-Net's spelling."""
     add_dataset_arguments(parser)
     parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", help="configurations (default: all of the plans)")
+    parser.add_argument(
+        "-m", nargs="+", default=[], choices=with_cost(), metavar="METHOD", help=f"predict: {', '.join(with_cost())}"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -61,12 +71,15 @@ def run(args: argparse.Namespace) -> int:
     for name in args.c or []:
         plans.resolve(name)
     with quiet_output():
-        rows, problems = _count(plans, names, every_one_asked_for=args.c is not None)
+        rows, problems = _count(plans, names, args.m, every_one_asked_for=args.c is not None)
     if args.json:
         print(json.dumps({"dataset": plans.path.parent.name, "plans": args.p, "configurations": rows}, indent=4))
     else:
         header = [*_COLUMNS, *([_BESIDE] if any("backbone" in row for row in rows) else [])]
         print(format_table(header, [_cells(row)[: len(header)] for row in rows]))
+        predicted = [_predicted_cells(row["configuration"], cost) for row in rows for cost in row.get("searches", [])]
+        if predicted:
+            print(f"\n{format_table(_PREDICTED, predicted, left=2)}")
     for problem in problems:
         print(printable(problem), file=sys.stderr)
     if rows and not args.json:
@@ -77,21 +90,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _count(plans: Plans, names: list[str], *, every_one_asked_for: bool) -> tuple[list[dict[str, Any]], list[str]]:
+def _count(
+    plans: Plans, names: list[str], methods: list[str], *, every_one_asked_for: bool
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Costs of each configuration; one that cannot be built is an error only if it was asked for by name."""
     from nnunet_nas.architecture import network_spec
     from nnunet_nas.complexity import complexity_of
 
     dataset_json = plans.dataset_json  # before the loop: its absence is no fault of one configuration
-    rows, problems = [], []
+    rows: list[dict[str, Any]] = []
+    problems: list[str] = []
     for name in names:
         try:
             spec = network_spec(plans, name, dataset_json)
             cost = complexity_of(spec)
             beside = _beside_backbone(plans, name, spec, cost)
-            memory = {"to_train": _to_train(plans, name, spec)}
-            about = {"configuration": name, "patch_size": list(spec.patch_size)}
-            rows.append({**about, **cost.to_json(), **memory, **beside})
+            more = {"to_train": _to_train(plans, name, spec), **beside}
+            more |= _predictions(plans, name, spec, methods, problems)
+            rows.append({"configuration": name, "patch_size": list(spec.patch_size), **cost.to_json(), **more})
             stale = plans.staleness(name)
         except DataProblem as error:
             if every_one_asked_for:
@@ -101,6 +117,43 @@ def _count(plans: Plans, names: list[str], *, every_one_asked_for: bool) -> tupl
         if stale:
             problems.append(f"{name} is stale: {stale}")
     return rows, problems
+
+
+def _predictions(
+    plans: Plans, name: str, spec: NetworkSpec, methods: list[str], problems: list[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """A further entry of the row: what searches on a configuration, or trainings of it, will cost at most."""
+    from nnunet_nas.search_cost import search_cost
+
+    configuration, found = plans.resolve(name), []
+    given = configuration.get("nas_settings", {})
+    for method in methods or [key for key in with_cost() if key in given]:
+        if not _applies(method, plans.method(name)):
+            continue
+        try:
+            settings: Any = read_settings(settings_class(method), configuration)
+            found.append(search_cost(method, spec, settings).to_json())
+        except DataProblem as error:
+            problems.append(f"{name}: the cost of {method} cannot be told: {error}")
+    return {"searches": found} if found else {}
+
+
+def _applies(method: str, found_by: str | None) -> bool:
+    """The retrofit trains modules in a backbone, and what a search in the loop has found is not searched on again."""
+    if METHODS[method].trainer_name == retrofit_trainer():
+        return found_by in retrofitted()
+    return not (METHODS[method].searches and found_by in METHODS and METHODS[str(found_by)].searches)
+
+
+def _predicted_cells(configuration: str, cost: dict[str, Any]) -> list[str]:
+    return [
+        configuration,
+        cost["method"],
+        f"{cost['iterations']:,}",
+        f"{cost['macs'] / 1e12:,.1f} T",
+        f"{cost['plain_iterations']:,.0f}",
+        f"{cost['default_trainings']:.3f}",
+    ]
 
 
 def _beside_backbone(plans: Plans, name: str, spec: NetworkSpec, cost: Complexity) -> dict[str, Any]:

@@ -11,13 +11,13 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from nnunet_nas.complexity import step_macs
+from nnunet_nas.dints.cost import mixture_macs
 from nnunet_nas.dints.operations import Level
 from nnunet_nas.dints.thin import lost_shares
 from nnunet_nas.precision import half_precision
@@ -75,20 +75,7 @@ def _step_macs(trainer: nnUNetTrainerDiNTSSearch) -> tuple[float, float]:
             with network.computing(topology):
                 found.append(step_macs(network, training_shape(trainer.base_spec())))
         return float(np.mean(found)), 0.0
-    by_layers = [_mixture_macs(trainer, layers) for layers in (1, 2)]
-    # All layers cost the same.
-    more = trainer.settings.num_layers - 1
-    weights, architecture = (one + more * (two - one) for one, two in zip(*by_layers, strict=True))
-    return weights, architecture
-
-
-def _mixture_macs(trainer: nnUNetTrainerDiNTSSearch, num_layers: int) -> tuple[int, int]:
-    network = trainer.meta_supernet(replace(trainer.settings, num_layers=num_layers))
-    found = []
-    for weights in (True, False):
-        network.train_only(weights=weights)
-        found.append(step_macs(network, training_shape(trainer.base_spec())))
-    return found[0], found[1]
+    return mixture_macs(trainer.base_spec(), trainer.space, trainer.settings)
 
 
 def duration(trainer: nnUNetTrainerDiNTSSearch) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,10 @@ from nnunet_nas.dints.operations import (
 from nnunet_nas.dints.probabilities import marginals
 from nnunet_nas.dints.topology import Topology, edges
 from nnunet_nas.errors import DataProblem
+
+if TYPE_CHECKING:
+    from nnunet_nas.dints.settings import DiNTSSettings
+    from nnunet_nas.dints.space import Space
 
 # Stands for minus infinity among operations that a level does not have.
 _ABSENT = -1e9
@@ -334,3 +338,18 @@ class DiNTSSupernet(MultiResolutionNet):
             for parameter, mean in ((self.encoder.alpha, 1.0), (self.encoder.edge_logits, 0.0)):
                 noise = torch.randn(parameter.shape, generator=generator, device=generator.device)
                 parameter.copy_(mean + 0.01 * noise)
+
+
+def build_supernet(space: Space, settings: DiNTSSettings, input_channels: int, num_classes: int) -> DiNTSSupernet:
+    """The relaxed network of a search space, as it is trained."""
+    return DiNTSSupernet(
+        input_channels=input_channels,
+        num_classes=num_classes,
+        blocks=space.blocks,
+        levels=space.search_levels,
+        first_level=space.first_level,
+        num_layers=settings.num_layers,
+        deep_supervision=True,
+        fast=settings.supernet == "fast",
+        final_conv=settings.final_conv,
+    )

@@ -15,6 +15,7 @@ from torch import autocast
 from nnunet_nas.architecture import NetworkSpec, derive
 from nnunet_nas.complexity import MIB, kept_mib
 from nnunet_nas.dints import outlook
+from nnunet_nas.dints.cost import weights_only_epochs
 from nnunet_nas.dints.decoding import discretisation_gap
 from nnunet_nas.dints.drawing import draw_progress, draw_topology
 from nnunet_nas.dints.history import TopologyHistory
@@ -26,7 +27,7 @@ from nnunet_nas.dints.sampling import RelaxedTopology, sample_within_budget
 from nnunet_nas.dints.selection import Selection, require_budget, select_topology, within_counted
 from nnunet_nas.dints.settings import DiNTSSettings
 from nnunet_nas.dints.space import Space
-from nnunet_nas.dints.supernet import DiNTSSupernet
+from nnunet_nas.dints.supernet import DiNTSSupernet, build_supernet
 from nnunet_nas.dints.topology import Topology
 from nnunet_nas.distributed import broadcast
 from nnunet_nas.errors import DataProblem, EnvironmentProblem
@@ -37,9 +38,8 @@ from nnunet_nas.search import BilevelSearchTrainer
 from nnunet_nas.training_cost import training_memory
 
 TOPOLOGY = "topology.json"
-# Of the paper's 21k iterations 1k are warm-up and 11k train network weights only.
+# Of the paper's 21k iterations 1k are warm-up.
 _WARMUP_SHARE = 1 / 21
-_WEIGHTS_ONLY_SHARE = 11 / 21
 _HALVED_AT = (8 / 20, 16 / 20)
 _MOMENTUM = 0.9
 _PAPER_TOPOLOGY_WEIGHT = 0.001
@@ -94,7 +94,7 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
     def supernet(cls, spec: NetworkSpec, settings: DiNTSSettings) -> DiNTSSupernet:
         """All candidates, with the architecture that the seed of the settings draws."""
         space = Space(spec.architecture, settings)
-        network = _supernet(space, settings, spec.input_channels, spec.output_channels)
+        network = build_supernet(space, settings, spec.input_channels, spec.output_channels)
         network.apply(network.initialize)
         network.draw_architecture(torch.Generator().manual_seed(settings.seed))
         return network
@@ -196,7 +196,9 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
     def meta_supernet(self, settings: DiNTSSettings) -> DiNTSSupernet:
         """A supernet without weights, for counting."""
         with torch.device("meta"):
-            return _supernet(self.space, settings, self.num_input_channels, self.label_manager.num_segmentation_heads)
+            return build_supernet(
+                self.space, settings, self.num_input_channels, self.label_manager.num_segmentation_heads
+            )
 
     def on_train_start(self) -> None:
         """nnU-Net's preparations; a new search says what is ahead."""
@@ -225,10 +227,8 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
 
     @property
     def weights_only_epochs(self) -> int:
-        """Epochs before the architecture is trained; one at least is left for it, unless it is not trained at all."""
-        if self.settings.weights_on == "samples":
-            return int(self.num_epochs)
-        return int(min(round(_WEIGHTS_ONLY_SHARE * self.num_epochs), self.num_epochs - 1))
+        """Epochs before the architecture is trained."""
+        return weights_only_epochs(self.settings)
 
     @property
     def warming_up(self) -> bool:
@@ -459,17 +459,3 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
     def spec_of(self, topology: Topology) -> NetworkSpec:
         """The network that the plans get with a topology."""
         return replace(self.base_spec(), architecture=self.space.network(topology.to_json()))
-
-
-def _supernet(space: Space, settings: DiNTSSettings, input_channels: int, num_classes: int) -> DiNTSSupernet:
-    return DiNTSSupernet(
-        input_channels=input_channels,
-        num_classes=num_classes,
-        blocks=space.blocks,
-        levels=space.search_levels,
-        first_level=space.first_level,
-        num_layers=settings.num_layers,
-        deep_supervision=True,
-        fast=settings.supernet == "fast",
-        final_conv=settings.final_conv,
-    )

@@ -13,17 +13,16 @@ import numpy as np
 import torch
 
 from nnunet_nas import commands
-from nnunet_nas.architecture import NetworkSpec, build_network, build_without_weights, derive
-from nnunet_nas.complexity import step_macs
+from nnunet_nas.architecture import NetworkSpec, build_network, derive
 from nnunet_nas.distributed import broadcast
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.files import replace_file
+from nnunet_nas.iac.cost import most_expensive
 from nnunet_nas.iac.drawing.cell import draw_cell
 from nnunet_nas.iac.drawing.progress import draw_progress
 from nnunet_nas.iac.evidence import level
 from nnunet_nas.iac.genotype import (
     EDGES,
-    MOST_EXPENSIVE,
     OPERATIONS,
     Genotype,
     cells_architecture,
@@ -40,13 +39,13 @@ from nnunet_nas.methods import result_trainer
 from nnunet_nas.plans import DerivedConfiguration
 from nnunet_nas.randomness import seed_everything
 from nnunet_nas.search import BilevelSearchTrainer, SearchTrainer
+from nnunet_nas.search_cost import SearchCost, search_cost
 from nnunet_nas.settings import read_settings
 from nnunet_nas.skips.backbone import start_from_backbone
-from nnunet_nas.skips.cost import frozen_step
+from nnunet_nas.skips.cost import retrofit_phases
 from nnunet_nas.skips.settings import IACRetrofitSettings
 from nnunet_nas.skips.unet import SkipUNet, load_backbone, require_skips
 from nnunet_nas.trainer import to_bytes
-from nnunet_nas.training_cost import plain_step, share_of_default_training, training_shape
 
 THETA_0 = "theta_0.pth"
 GENOTYPE = "genotype.json"
@@ -61,8 +60,6 @@ class CellSearchTrainer(SearchTrainer):
     states: ClassVar[tuple[str, ...]] = (*SearchTrainer.states, "_theta_0", "backbone")
     network: IACSupernet
     history: CellHistory
-    # Forward and backward passes of the supernet in one iteration.
-    passes_per_iteration = 1
 
     @classmethod
     def supernet(cls, spec: NetworkSpec, settings: CellSettings) -> IACSupernet:
@@ -115,22 +112,16 @@ class CellSearchTrainer(SearchTrainer):
     def _log_cost(self) -> None:
         """What search and retrofit cost at most, as shares of what they compete with."""
         settings, spec = self.settings, self.base_spec()
-        retrofit = read_settings(IACRetrofitSettings, self.plans.resolve(self.configuration_name))
-        with torch.device("meta"):
-            supernet = IACSupernet(build_without_weights(spec, deep_supervision=True), settings)
-        plain = plain_step(spec)
-        search_step = self.passes_per_iteration * step_macs(supernet, training_shape(spec)) / plain
-        retrofit_step = frozen_step(self._spec_of(MOST_EXPENSIVE, residual=True)) / plain
-        search, training = (
-            share_of_default_training(item.num_epochs * item.num_iterations_per_epoch, step)
-            for item, step in ((settings, search_step), (retrofit, retrofit_step))
-        )
+        search = search_cost(settings.method, spec, settings)
+        retrofit_settings = read_settings(IACRetrofitSettings, self.plans.resolve(self.configuration_name))
+        phases = retrofit_phases(most_expensive(spec, settings), retrofit_settings)
+        retrofit = SearchCost(retrofit_settings.method, phases, search.plain_macs)
+        length = f"{settings.num_epochs} epochs of {settings.num_iterations_per_epoch} iterations"
+        training = f"{retrofit_settings.num_epochs} epochs of {retrofit_settings.num_iterations_per_epoch}"
         self.print_to_log_file(
             f"Cost, as a share of one default nnU-Net training of {self.configuration_name} and counted in "
-            f"multiply-accumulates: this search {search:.3f} at most ({settings.num_epochs} epochs of "
-            f"{settings.num_iterations_per_epoch} iterations, each {search_step:.2f} of a plain one), a retrofit "
-            f"{training:.3f} at most ({retrofit.num_epochs} epochs of {retrofit.num_iterations_per_epoch}, each "
-            f"{retrofit_step:.2f}). Seconds are more, where cells are narrow several times more."
+            f"multiply-accumulates: this search {search.words(length)}, a retrofit {retrofit.words(training)}. "
+            f"Seconds are more, where cells are narrow several times more."
         )
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
@@ -409,7 +400,6 @@ class nnUNetTrainerIACSearch(BilevelSearchTrainer, CellSearchTrainer):
     """IAC: cell weights on one half of the training cases, alpha and beta on the other; all epochs."""
 
     settings_class = IACSettings
-    passes_per_iteration = 2
 
     def trial_loaders(self) -> tuple[Any, Any]:
         """One half of the training cases, and the other."""

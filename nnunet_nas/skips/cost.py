@@ -8,6 +8,10 @@ from typing import Any
 
 from nnunet_nas.architecture import NetworkSpec, build_without_weights
 from nnunet_nas.complexity import Complexity, step_macs
+from nnunet_nas.errors import DataProblem
+from nnunet_nas.search_cost import Phase
+from nnunet_nas.skips.settings import IACRetrofitSettings
+from nnunet_nas.skips.unet import SkipUNet
 from nnunet_nas.training_cost import plain_step, training_shape
 
 
@@ -32,9 +36,24 @@ class BesideBackbone:
         return asdict(self)
 
 
+def retrofit_phases(spec: NetworkSpec, settings: IACRetrofitSettings) -> list[Phase]:
+    """Training of the modules in a network's skips, for as long as the settings say.
+
+    Raises:
+        DataProblem: it has none.
+    """
+    return [Phase(settings.num_epochs * settings.num_iterations_per_epoch, spec.batch_size * frozen_step(spec))]
+
+
 def frozen_step(spec: NetworkSpec) -> int:
-    """Multiply-accumulates of a training step of the modules in a network's skips alone, for one patch."""
-    network: Any = build_without_weights(spec, deep_supervision=True)
+    """Multiply-accumulates of a training step of the modules in a network's skips alone, for one patch.
+
+    Raises:
+        DataProblem: it has none.
+    """
+    network = build_without_weights(spec, deep_supervision=True)
+    if not isinstance(network, SkipUNet):
+        raise DataProblem(f"{type(network).__name__} has no modules in its skips that could be trained alone")
     network.freeze_backbone()
     return step_macs(network, training_shape(spec))
 

@@ -19,7 +19,7 @@ _MODES = {2: "bilinear", 3: "trilinear"}
 
 
 class ResidualConvolution(nn.Module):
-    """x + conv(x), from zero weights: the plainest thing to put there, and what every other has to beat (our choice)."""
+    """x + conv(x), from zero weights: the plainest thing to put there, which every other has to beat (our choice)."""
 
     def __init__(self, blocks: Blocks, channels: int, kernel: Sequence[int]) -> None:
         super().__init__()

@@ -247,3 +247,38 @@ def test_a_configuration_that_is_sick_is_left_out_and_named(info, dataset, entry
     assert "\n2d " in output
     assert "sick is left out" in errors
     assert info("-c", "sick")[0] == 4
+
+
+def set_search(method, *words):
+    from nnunet_nas.cli.main import main as command
+
+    assert command(["set_search", "-d", "11", "-c", "2d", "-m", method, *words]) == 0
+
+
+def test_searches_that_the_plans_have_settings_for_are_predicted(info, capsys):
+    assert "searches" not in json.loads(info("-c", "2d", "--json")[1])["configurations"][0]
+    set_search("schedule", "num_epochs=10")
+    set_search("iac_lth", "num_epochs=20", "num_iterations_per_epoch=5", "trial_iterations=0")
+    set_search("iac_retrofit", "num_epochs=1")  # 2d has no cells to train
+    capsys.readouterr()
+    plain, cells = json.loads(info("-c", "2d", "--json")[1])["configurations"][0]["searches"][::-1]
+    assert (plain["method"], plain["iterations"], plain["plain_iterations"]) == ("schedule", 2500, 2500)
+    assert (cells["method"], cells["iterations"]) == ("iac_lth", 100)
+    table = info("-c", "2d")[1].splitlines()[4:]
+    assert table[0].split()[:3] == ["configuration", "method", "iterations"]
+    assert [line.split()[:3] for line in table[2:]] == [["2d", "iac_lth", "100"], ["2d", "schedule", "2,500"]]
+
+
+def test_a_search_is_predicted_before_there_are_settings(info):
+    code, out, err = info("-c", "2d", "-m", "dints", "iac_retrofit", "--json")
+    (found,) = json.loads(out)["configurations"][0]["searches"]
+    assert (code, err, found["method"], found["iterations"]) == (0, "", "dints", 84 * 250)
+
+
+def test_what_cannot_be_predicted_is_said_and_the_rest_is_counted(info, capsys):
+    set_search("dints", "num_levels=9")
+    capsys.readouterr()
+    code, out, err = info("-c", "2d", "--json")
+    assert (code, "searches" in json.loads(out)["configurations"][0]) == (0, False)
+    assert err.startswith("2d: the cost of dints cannot be told: 9 levels from stage 0 on do not fit")
+    assert len(err.splitlines()) == 1
