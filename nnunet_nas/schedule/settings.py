@@ -23,5 +23,8 @@ class ScheduleSettings:
     augmentation: bool = setting(True, "our choice", "nnU-Net's augmentation")
     seed: int = setting(0, "our choice", "random seed of initial weights and patches", minimum=0)
     initial_checkpoint: str | None = setting(
-        None, "our choice", "checkpoint of the same network, whose weights all are taken over; none: random weights"
+        None,
+        "our choice",
+        "checkpoint of the same network, whose weights all are taken over, {fold} standing for the fold; none: random "
+        "weights",
     )

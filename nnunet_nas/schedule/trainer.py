@@ -53,7 +53,7 @@ class nnUNetTrainerScheduled(ModelTrainer):
         with exit_with_one_line():
             super().initialize()
             if self.settings.initial_checkpoint and not self.goes_on:
-                self._take_over(Path(self.settings.initial_checkpoint))
+                self._take_over(Path(self.settings.initial_checkpoint.replace("{fold}", str(self.fold))))
 
     def on_train_start(self) -> None:
         """Seeds the patches before nnU-Net's preparations."""
