@@ -122,7 +122,8 @@ def _macs(study: Study, cells: list[Cell]) -> float:
 
 def _per_iteration(plans: Plans, base: dict[str, Any], counts_like: str, part: Part) -> float:
     from nnunet_nas.architecture import network_spec
-    from nnunet_nas.search_cost import plain_step, search_cost
+    from nnunet_nas.search_cost import search_cost
+    from nnunet_nas.training_cost import plain_step
     from nnunet_nas.xtiny.widths import capped_features
 
     spec = network_spec(plans, base["configuration"])
@@ -134,13 +135,13 @@ def _per_iteration(plans: Plans, base: dict[str, Any], counts_like: str, part: P
         patch_size=tuple(base.get("patch_size", spec.patch_size)),
     )
     if counts_like == "training":
-        return float(plain_step(spec))
+        return float(spec.batch_size * plain_step(spec))
     if counts_like == "iac_retrofit":
         from nnunet_nas.iac.cost import most_expensive
         from nnunet_nas.iac.settings import IACLTHSettings
         from nnunet_nas.skips.cost import frozen_step
 
-        return float(frozen_step(most_expensive(spec, IACLTHSettings())))
+        return float(spec.batch_size * frozen_step(most_expensive(spec, IACLTHSettings())))
     settings = settings_class(counts_like)(**checked_values(settings_class(counts_like), part.settings))
     cost = search_cost(counts_like, spec, settings)
     return cost.macs / part.iterations

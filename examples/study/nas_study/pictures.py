@@ -28,7 +28,9 @@ def draw(lines: Sequence[Line], path: Path) -> None:
 
 
 def figure_of(lines: Sequence[Line]) -> Any:
-    """The picture; colours are bases and markers are methods."""
+    """The picture; markers are methods, and colours are bases, or methods where there is one base."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
     bases = list(dict.fromkeys(line.base for line in lines))
     methods = list(dict.fromkeys(line.method for line in lines))
     figure = new_figure(11.0, 3.9)
@@ -36,17 +38,28 @@ def figure_of(lines: Sequence[Line]) -> Any:
     panels = figure.subplots(1, len(_PANELS), sharey=True)
     for axes, (cost, title) in zip(panels, _PANELS, strict=True):
         for line in lines:
-            colour = _COLOURS[bases.index(line.base) % len(_COLOURS)]
+            number = bases.index(line.base) if len(bases) > 1 else methods.index(line.method)
+            colour = _COLOURS[number % len(_COLOURS)]
             marker = _MARKERS[methods.index(line.method) % len(_MARKERS)]
             axes.errorbar(
                 getattr(line, cost), line.dice, yerr=_errors(line), color=colour, marker=marker, capsize=3, linestyle=""
             )
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(title)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("Dice of the hold-out, 95 % interval")
     handles = [
-        panels[0].plot([], [], color=GREY, marker=_MARKERS[i % len(_MARKERS)], linestyle="", label=method)[0]
+        panels[0].plot(
+            [],
+            [],
+            color=GREY if len(bases) > 1 else _COLOURS[i % len(_COLOURS)],
+            marker=_MARKERS[i % len(_MARKERS)],
+            linestyle="",
+            label=method,
+        )[0]
         for i, method in enumerate(methods)
     ]
     if len(bases) > 1:

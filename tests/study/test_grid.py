@@ -1,0 +1,143 @@
+"""The grid of a study: its cells, what each of them waits for, and files that make no sense, in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from nas_study import cost, records
+from nas_study.grid import Cell, read_study
+
+from nnunet_nas.errors import UsageError
+
+SCHEMA = Path(__file__).resolve().parents[2] / "examples" / "study" / "schema.json"
+TRAINED_BASE = "1/plain/base/s0/trained_0.json"
+
+
+@pytest.fixture
+def study(content):
+    return read_study(content, SCHEMA)
+
+
+def test_the_cells(study):
+    cells = study.cells()
+    assert len(cells) == len(set(cells))
+    # Data set 1: base, tiny, w8, cells, longer, topology, thin, attention on `plain` alone, two seeds each.
+    methods = {cell.method for cell in cells if cell.dataset == 1}
+    assert methods == {"base", "tiny", "w8", "cells", "longer", "topology", "thin", "attention"}
+    assert {cell.base for cell in cells if cell.dataset == 1} == {"plain"}
+    # Data set 2: on `plain` base, tiny, w8, cells, longer, attention and what comes from data set 1; on `narrow` four.
+    assert sum(cell.dataset == 2 for cell in cells) == 2 * (7 + 4)
+    assert sum(cell.dataset == 1 for cell in cells) == 2 * 8
+
+
+def test_what_each_step_waits_for(study):
+    def needs(method, dataset=1):
+        cell = Cell(dataset, "plain", method, 0)
+        return study.derive_needs(cell)[1:], study.train_needs(cell, 0)[1:]
+
+    assert needs("base") == needs("w8") == needs("tiny") == needs("topology") == needs("attention") == ([], [])
+    assert needs("cells") == ([TRAINED_BASE], [TRAINED_BASE])
+    assert needs("longer") == ([TRAINED_BASE], [])
+    assert needs("thin") == (["1/plain/topology/s0/derived.json"], [])
+    assert needs("from1", dataset=2) == (["1/plain/topology/s0/derived.json"], [])
+    assert study.derive_needs(Cell(1, "plain", "w8", 1))[0] == "1/plain/prepared_s1.json"
+
+
+def test_who_trains_what(study):
+    trainers = {cell.method: study.trainer(cell) for cell in study.cells()}
+    assert trainers["cells"] == "nnUNetTrainerIACRetrofit"
+    assert {trainer for method, trainer in trainers.items() if method != "cells"} == {"nnUNetTrainerScheduled"}
+
+
+def test_gpus_are_for_networks_only(content):
+    study = read_study({**content, "device": "cuda"}, SCHEMA)
+    wanted = {
+        (step, method): study.needs_gpu(step, Cell(1, "plain", method, 0))
+        for step in ("derive", "train", "predict")
+        for method in ("base", "w8", "tiny", "cells")
+    }
+    assert {key for key, needs in wanted.items() if not needs} == {("derive", "base"), ("derive", "w8")}
+
+
+WRONG = {
+    "a key": ({"shedule": {}}, "the study: unknown key shedule; did you mean schedule?"),
+    "a kind": ({"methods": {"a": {}}}, "methods.a must have exactly one of width, select"),
+    "two kinds": ({"methods": {"a": {"width": 8, "skip": "nested"}}}, "not width, skip"),
+    "a key of a method": ({"methods": {"a": {"widht": 8}}}, "methods.a: unknown key widht; did you mean width?"),
+    "a value": ({"methods": {"a": {"width": 0}}}, "methods.a.width: 0 is less than the minimum of 1"),
+    "a base": (
+        {"methods": {"a": {"width": 8, "bases": ["x"]}}},
+        "methods.a.bases: there is no base x; there are: plain",
+    ),
+    "a method": ({"methods": {"a": {"control_of": "b"}}}, "methods.a.control_of: there is no method b"),
+    "a control": ({"methods": {"a": {"control_of": "b"}, "b": {"width": 4}}}, "must name a method that searches"),
+    "a setting": (
+        {"methods": {"a": {"search": "iac_lth", "settings": {"epochs": 5}}}},
+        "methods.a.settings: unknown setting 'epochs' of iac_lth, did you mean num_epochs?",
+    ),
+    "a schedule": ({"schedule": {"num_epochs": 0}}, "schedule: setting schedule.num_epochs must be an integer of at"),
+    "two searches": (
+        {"methods": {"a": {"search": "iac", "settings": {"num_epochs": 50}}, "b": {"search": "iac"}}},
+        "both search by iac with other settings in one backbone",
+    ),
+    "a retrofit": ({"methods": {"a": {"search": "dints", "retrofit": {}}}}, "belongs to a method with search: iac"),
+    "no base": ({"bases": {}}, "bases: "),
+    "a name": ({"study": "my study"}, "study: 'my study' does not match"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG.values(), ids=WRONG)
+def test_what_makes_no_sense_is_said_in_one_line(content, change, message):
+    with pytest.raises(UsageError) as error:
+        read_study({**content, **change}, SCHEMA)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_cost_before_it_starts(study, monkeypatch, tmp_path, nnunet_folders):
+    monkeypatch.chdir(tmp_path)
+    said = cost.announcement(study).splitlines()
+    assert said[0] == "study all: 2 datasets, 2 bases, 8 methods, 2 seeds, 1 folds; 38 cells, 0 of them done"
+    # Bases, widths, selections, attention: of 50, 50, 50 and 15 iterations; cells: 60 and 20; longer: as the 20.
+    assert "base 300, tiny 300, w8 300, cells 320, longer 80" in said[1]
+    assert "attention 90" in said[1]
+    assert "4 retrofits, 6 searches" in said[1]
+    assert "data set 1 is not counted" in said[2]
+
+
+def test_multiply_accumulates_of_what_is_planned(dataset, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".snakemake").mkdir()
+    content = {
+        "study": "few", "schedule": {"num_epochs": 2, "num_iterations_per_epoch": 5}, "datasets": {"11": None},
+        "bases": {"a": {"configuration": "2d"}}, "methods": {"w8": {"width": 8}},
+    }  # fmt: skip
+    from nnunet_nas.architecture import network_spec
+    from nnunet_nas.plans import Plans
+    from nnunet_nas.training_cost import plain_step
+
+    spec = network_spec(Plans.of(dataset, "nnUNetPlans"), "2d")
+    total = 2 * 10 * spec.batch_size * plain_step(spec)
+    said = f"multiply-accumulates: {total:.3g} at most for 1 of 1 data sets"
+    assert cost.announcement(read_study(content, SCHEMA)).splitlines()[2] == said
+    monkeypatch.setattr(cost, "_per_iteration", None)  # known by now
+    assert cost.announcement(read_study(content, SCHEMA)).splitlines()[2] == said
+
+
+class TestRecords:
+    def test_a_step_is_begun_then_done(self, tmp_path):
+        path = tmp_path / "cell" / "derived.json"
+        assert records.state(path) == "not begun"
+        records.begin(path)
+        assert records.state(path).startswith("interrupted, or running since ")
+        records.finish(path, {"configuration": "2d"})
+        assert (records.state(path), records.read(path)) == ("done", {"configuration": "2d"})
+
+    def test_a_failure_is_forgotten_with_the_next_attempt(self, tmp_path):
+        path = tmp_path / "derived.json"
+        records.begin(path)
+        records.fail(path, "it ended with 4")
+        assert records.state(path) == "failed: it ended with 4"
+        records.begin(path)
+        assert "failed" not in records.state(path)

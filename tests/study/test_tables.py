@@ -1,0 +1,161 @@
+"""Tables and pictures of a study, whole and with cells that failed."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nas_study import records, steps, tables
+from nas_study.grid import Cell, derived, predicted, read_study, trained
+from nas_study.pictures import figure_of
+
+CASES = 8
+SCHEMA = Path(__file__).resolve().parents[2] / "examples" / "study" / "schema.json"
+
+
+def summary(path, shift, seed):
+    rng = np.random.default_rng(seed)
+    cases = [
+        {
+            "reference_file": f"labels/case_{number}.png",
+            "prediction_file": f"out/case_{number}.png",
+            "metrics": {
+                str(label): {"Dice": 0.8 + shift + 0.01 * label + 0.01 * rng.normal(), "IoU": 0.5, "TP": 1, "FP": 1,
+                             "FN": 1, "TN": 1, "n_ref": 2, "n_pred": 2}
+                for label in (1, 2)
+            },
+        }
+        for number in range(CASES)
+    ]  # fmt: skip
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"metric_per_case": cases, "mean": {}, "foreground_mean": {}}))
+    (path.parent / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "a": 1, "b": 2}}))
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Two seeds; `tiny` failed with seed 1, `cells` were interrupted and never begun."""
+    monkeypatch.chdir(tmp_path)
+    content = {
+        "study": "few", "device": "cpu", "seeds": [0, 1], "datasets": {"5": None},
+        "bases": {"a": {"configuration": "2d"}},
+        "methods": {"w8": {"width": 8}, "tiny": {"select": {}}, "cells": {"search": "iac_lth"}},
+    }  # fmt: skip
+    study = read_study(content, SCHEMA)
+    records.write("5/planned.json", {})
+    shifts = {"base": 0.0, "w8": -0.001, "tiny": -0.05}
+    for method, shift in shifts.items():
+        for seed in (0, 1):
+            cell = Cell(5, "a", method, seed)
+            records.write(f"5/a/prepared_s{seed}.json", {})
+            if (method, seed) == ("tiny", 1):
+                records.begin(derived(cell))
+                records.fail(derived(cell), "nnunet_nas ended with 4: no such thing")
+                continue
+            name = f"a_s{seed}" if method == "base" else f"a_s{seed}_xtiny{8 if method == 'w8' else 4}"
+            records.write(derived(cell), {"configuration": name, "iterations": 0, "seconds": 1.0})
+            records.write(trained(cell, 0), {"iterations": 100, "seconds": 50.0})
+            path = tmp_path / cell.folder / "predictions" / name / "summary.json"
+            summary(path, shift, seed=seed + 10 * len(name))
+            costs = {"parameters": 1000 if method == "base" else 100, "macs": 10**9, "to_train_mib": 64.0}
+            records.write(predicted(cell), {"configuration": name, "summary": str(path), "seconds": 3.0, **costs})
+    records.begin(derived(Cell(5, "a", "cells", 0)))
+    return study
+
+
+def test_the_table_of_what_is_there_names_what_is_not(study):
+    text = tables.write(study)
+    lines = text.splitlines()
+    rows = {line.split()[2]: line for line in lines[2:6]}
+    assert list(rows) == ["base", "w8", "tiny", "cells"]
+    assert rows["w8"].split()[3:6] == ["2/2", "100", "1.000"]
+    assert rows["tiny"].split()[3] == "1/2"
+    assert rows["cells"].split()[3] == "0/2"
+    missing = lines[lines.index("Not in the table:") + 1 :]
+    assert missing[0] == "  data set 5, base a, tiny, seed 1: derive failed: nnunet_nas ended with 4: no such thing"
+    assert missing[1].startswith("  data set 5, base a, cells, seed 0: derive interrupted, or running since ")
+    assert missing[2] == "  data set 5, base a, cells, seed 1: derive not begun"
+    assert len(missing) == 3
+
+
+def test_differences_are_those_of_compare(study):
+    tables.write(study)
+    rows = {row["method"]: row for row in csv.DictReader((tables.FOLDER / "study.csv").open())}
+    dice = {}
+    for method in ("base", "w8", "tiny"):
+        summaries = sorted(Path().glob(f"5/a/{method}/s*/predictions/*/summary.json"))
+        dice[method] = np.mean([list(tables.dice_of(path).values()) for path in summaries])
+    for method in ("w8", "tiny"):
+        row = rows[method]
+        assert float(row["dice"]) == pytest.approx(dice[method])
+        assert float(row["difference"]) == pytest.approx(dice[method] - dice["base"])
+        assert float(row["low"]) < float(row["difference"]) < float(row["high"])
+        assert row["against"] == "base"
+    assert rows["tiny"]["verdict"] == "worse"
+    assert rows["cells"]["dice"] == ""
+    assert float(rows["base"]["iterations"]) == 100
+
+
+def test_latex_has_a_row_for_each(study):
+    tables.write(study)
+    text = (tables.FOLDER / "study.tex").read_text()
+    body = text.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
+    assert len(body) == 4
+    assert {line.count("&") for line in body} == {len(tables.HEADER) - 1}
+    assert r"95 \% interval" in text
+
+
+def test_the_picture_shows_every_point_with_its_interval(study):
+    tables.write(study)
+    lines = [tables.line_of(study, 5, "a", method) for method in ("base", "w8", "tiny")]
+    figure = figure_of(lines)
+    assert [axes.get_xlabel() for axes in figure.axes] == [
+        "parameters", "MACs of a patch", "seconds of search and training",
+    ]  # fmt: skip
+    assert [len(axes.containers) for axes in figure.axes] == [3, 3, 3]
+    assert (tables.FOLDER / "dice_5.png").stat().st_size > 10_000
+
+
+def test_the_interval_holds_cases_and_seeds():
+    runs = [{f"c{i}": 0.5 + 0.01 * i for i in range(10)}, {f"c{i}": 0.6 + 0.01 * i for i in range(9)}]
+    mean, low, high = tables.mean_with_interval(runs)
+    # Over the nine common cases: (0.54 + 0.64) / 2.
+    assert mean == pytest.approx(0.59)
+    assert low < 0.54
+    assert high > 0.64
+
+
+@pytest.mark.parametrize(("limit", "found"), [(0, 1), (1, 1), (7, 7), (99, 64)])
+def test_the_largest_that_fits(limit, found):
+    assert steps.largest(64, lambda number: number <= limit) == found
+
+
+def test_several_gpus_are_shared_out(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0, 3")
+    assert steps.visible_gpus() == ["0", "3"]
+
+
+def test_a_step_takes_a_free_gpu(study, monkeypatch):
+    import os
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    study.content["device"] = "cuda"
+    with steps.one_gpu(study):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+        monkeypatch.setattr(steps, "visible_gpus", lambda: ["0", "3"])
+        with steps.one_gpu(study):
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,3"
+
+
+def test_a_command_that_fails_is_quoted(tmp_path):
+    log = tmp_path / "log"
+    with pytest.raises(steps.StepFailed, match=r"sh ended with 3: too small \(log: "):
+        steps.run(["sh", "-c", "echo chatter; echo too small >&2; exit 3"], log)
+    assert steps.run(["sh", "-c", "echo answer; echo chatter >&2"], log) == "answer\n"
+    assert "chatter" in log.read_text()
