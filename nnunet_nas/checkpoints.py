@@ -28,19 +28,20 @@ _REFUSED = re.compile(r"GLOBAL ([\w.]+) (?:was not an allowed global|whose modul
 _NUMBERS = ["?", "b", "B", "h", "H", "i", "I", "l", "L", "q", "Q", "e", "f", "d"]
 
 
-def read_checkpoint(path: Path, mend: str, keys: Collection[str] = ()) -> dict[str, Any]:
+def read_checkpoint(path: Path, mend: str, keys: Collection[str] = (), *, arrays: bool = False) -> dict[str, Any]:
     """The dictionary that torch has written into a file, on the CPU.
 
     Args:
         path: the file.
         mend: what the user can do if it is missing or unfit, ends the message.
         keys: that it must have.
+        arrays: whether NumPy's arrays of numbers are allowed, too.
 
     Raises:
         DataProblem: missing, broken, of another kind, or with objects of classes that are not trusted.
         EnvironmentProblem: not readable.
     """
-    content = _load(path, mend)
+    content = _load(path, mend, _arrays() if arrays else [])
     if not isinstance(content, dict):
         raise DataProblem(f"{path} holds a {type(content).__name__} and no dictionary: {mend}")
     missing = [key for key in keys if key not in content]
@@ -49,11 +50,11 @@ def read_checkpoint(path: Path, mend: str, keys: Collection[str] = ()) -> dict[s
     return content
 
 
-def _load(path: Path, mend: str) -> Any:
+def _load(path: Path, mend: str, allowed: list[Any]) -> Any:
     trusted: list[Any] = []
     while True:
         try:
-            with path.open("rb") as file, _allowing([*_scalars(), *trusted]):
+            with path.open("rb") as file, _allowing([*_scalars(), *allowed, *trusted]):
                 return torch.load(file, map_location="cpu", weights_only=True)
         except FileNotFoundError as error:
             raise DataProblem(f"{path} does not exist: {mend}") from error
@@ -90,7 +91,15 @@ def _allowing(objects: list[Any]) -> Iterator[None]:
 def _scalars() -> list[Any]:
     """What NumPy's scalars are made of in a pickle: they hold nothing but a number."""
     make: Any = np.float64(0).__reduce__()[0]
-    # NumPy 1 and 2 keep this function in different places, and checkpoints travel between them.
-    renamed = [(make, f"{module}.multiarray.scalar") for module in ("numpy.core", "numpy._core")]
-    names_can_be_given = hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint")
-    return [np.dtype, *(type(np.dtype(code)) for code in _NUMBERS), *(renamed if names_can_be_given else [make])]
+    return [np.dtype, *(type(np.dtype(code)) for code in _NUMBERS), *_by_all_names(make, "scalar")]
+
+
+def _arrays() -> list[Any]:
+    """What NumPy's arrays are made of beside that; of objects they are refused, whose type is not among the numbers."""
+    return [np.ndarray, *_by_all_names(np.zeros(1).__reduce__()[0], "_reconstruct")]
+
+
+def _by_all_names(function: Any, name: str) -> list[Any]:
+    """NumPy 1 and 2 keep their functions in different places, and checkpoints travel between them."""
+    renamed = [(function, f"{module}.multiarray.{name}") for module in ("numpy.core", "numpy._core")]
+    return renamed if hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint") else [function]

@@ -203,6 +203,11 @@ def _checked(cls: Any, key: str, value: Any) -> Any:
     return converted
 
 
+def is_part_of_name(text: str) -> bool:
+    """Whether text can be joined to the name of a configuration, of which nnU-Net makes folders."""
+    return bool(text) and _NAME_PART.fullmatch(text) is not None
+
+
 _WRONG = object()
 
 

@@ -81,6 +81,16 @@ def training_memory(spec: NetworkSpec, *, frozen: bool = False) -> TrainingMemor
     )
 
 
+def memory_beside(spec: NetworkSpec, base: str, base_spec: NetworkSpec) -> str:
+    """What training a network needs, in words, beside nnU-Net's own network of the configuration `base`."""
+    needed, own = training_memory(spec), training_memory(base_spec)
+    patch = "x".join(map(str, spec.patch_size))
+    return (
+        f"training needs {needed} at batch {spec.batch_size} of {patch} in float32, {needed.total / own.total:.2f} "
+        f"times what {base} does, {own}"
+    )
+
+
 def training_shape(spec: NetworkSpec) -> tuple[int, ...]:
     """A batch of one patch."""
     return (1, spec.input_channels, *spec.patch_size)

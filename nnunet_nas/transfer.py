@@ -13,6 +13,7 @@ from nnunet_nas.architecture import NETWORK_ERRORS, NetworkSpec, derive, network
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.methods import METHODS, part
 from nnunet_nas.plans import DerivedConfiguration, Plans, Provenance
+from nnunet_nas.training_cost import memory_beside, training_memory
 
 
 @dataclass(frozen=True)
@@ -108,4 +109,20 @@ def transfer(found: Found, plans: Plans, base: str) -> tuple[DerivedConfiguratio
         fold=record.get("fold"),
         transferred_from=source,
     )
-    return derive(f"{base}{found.tag}", base, replace(spec, architecture=architecture), provenance), notes
+    refitted = replace(spec, architecture=architecture)
+    derived = derive(f"{base}{found.tag}", base, refitted, provenance)
+    return derived, [*notes, *_memory(found, plans, base, refitted)]
+
+
+def _memory(found: Found, plans: Plans, base: str, refitted: NetworkSpec) -> list[str]:
+    """What training needs at the target, where all of the network is trained; its budget, if the search had one."""
+    if METHODS[found.record["method"]].in_backbone:
+        return []
+    notes = [memory_beside(refitted, base, network_spec(plans, base))]
+    budget = (found.record.get("training_mib") or {}).get("budget")
+    if isinstance(budget, (int, float)) and budget > 0:
+        times = training_memory(refitted).total / budget
+        notes.append(
+            f"the search's budget was {budget:.0f} MiB, at its own patch and batch: this is {times:.2f} times that"
+        )
+    return notes

@@ -11,6 +11,7 @@ import torch
 from nnunet_nas.architecture import build_network, network_spec
 from nnunet_nas.cli.main import main
 from nnunet_nas.plans import Plans
+from nnunet_nas.training_cost import training_memory
 
 TOPOLOGY = {
     "levels": 3,
@@ -32,9 +33,9 @@ def read(folder):
     return json.loads((folder / "nnUNetPlans.json").read_text())
 
 
-def found(base, method, name, architecture, settings):
+def found(base, method, name, architecture, settings, **more):
     """An entry as a search adds it."""
-    record = {"method": method, "base_digest": "sha256:x", "settings": settings, "seeds": [0], "fold": 0}
+    record = {"method": method, "base_digest": "sha256:x", "settings": settings, "seeds": [0], "fold": 0, **more}
     return name, {"inherits_from": base, "architecture": architecture, "nas": record}
 
 
@@ -62,7 +63,9 @@ def two_datasets(dataset):
     tiny["arch_kwargs"]["features_per_stage"] = [8, 8, 8]
     plans["configurations"] |= dict(
         [
-            found("3d_lowres", "dints", "3d_lowres_dints_b", topology, {"features": None}),
+            found(
+                "3d_lowres", "dints", "3d_lowres_dints_b", topology, {"features": None}, training_mib={"budget": 2.0}
+            ),
             found("2d", "iac_lth", "2d_iaclth_residual", cells, CELL_SETTINGS),
             found("2d", "xtiny", "2d_xtiny8", tiny, {"cap": 8}),
         ]
@@ -73,6 +76,21 @@ def two_datasets(dataset):
 
 def transfer(*options):
     return main(["transfer", "-d", "11", *options])
+
+
+def test_what_training_needs_at_the_target_stands_beside_nnunets_own_and_the_budget(two_datasets, capsys):
+    assert transfer("-c", "3d_fullres", "-from", "12:3d_lowres_dints_b") == 0
+    text = capsys.readouterr().err
+    plans = Plans(read(two_datasets))
+    dataset_json = json.loads((two_datasets / "dataset.json").read_text())
+    needed, own = (
+        training_memory(network_spec(plans, name, dataset_json)) for name in ("3d_fullres_dints_b", "3d_fullres")
+    )
+    assert f"training needs {needed} at batch 2 of 8x32x32 in float32, {needed.total / own.total:.2f} times" in text
+    assert f"what 3d_fullres does, {own}" in text
+    assert (
+        f"the search's budget was 2 MiB, at its own patch and batch: this is {needed.total / 2:.2f} times that" in text
+    )
 
 
 def test_a_topology_takes_the_targets_geometry(two_datasets, capsys):
