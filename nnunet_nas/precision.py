@@ -1,4 +1,4 @@
-"""Half precision as nnU-Net trains: autocast on CUDA alone, and losses that overflow now and then.
+"""Half precision as nnU-Net trains: autocast on CUDA alone, and losses that overflow now and then. Double precision.
 
 nnU-Net's gradient scaler skips a step whose gradients are not finite and halves the scale, so a loss that overflows
 once in half precision is no reason to stop. One that stays so is; at full precision, where nothing is skipped, the
@@ -17,6 +17,19 @@ from nnunet_nas.distributed import is_distributed
 
 # Binades of half precision, subnormal numbers included: after as many halvings the scale is not to blame.
 _HALVINGS = 40
+
+
+_WITHOUT_DOUBLE = ("mps",)
+
+
+def has_double(device: torch.device) -> bool:
+    """Whether a device computes in double precision; Apple's GPUs do not."""
+    return device.type not in _WITHOUT_DOUBLE
+
+
+def as_double(tensor: torch.Tensor) -> torch.Tensor:
+    """In double precision: on its device, or on the CPU where the device has none."""
+    return tensor.double() if has_double(tensor.device) else tensor.cpu().double()
 
 
 def half_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -34,6 +34,7 @@ from nnunet_nas.dints.operations import (
 from nnunet_nas.dints.probabilities import marginals
 from nnunet_nas.dints.topology import Topology, edges
 from nnunet_nas.errors import DataProblem
+from nnunet_nas.precision import has_double
 
 if TYPE_CHECKING:
     from nnunet_nas.dints.settings import DiNTSSettings
@@ -240,7 +241,7 @@ class SuperEncoder(LayeredEncoder):
 
 
 def _precise(parameter: Tensor) -> Tensor:
-    return parameter if parameter.device.type == "mps" else parameter.double()
+    return parameter.double() if has_double(parameter.device) else parameter
 
 
 def _at_least_single(x: Tensor) -> Tensor:

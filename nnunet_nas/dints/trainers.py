@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import autocast
 
 from nnunet_nas.architecture import NetworkSpec, derive
 from nnunet_nas.complexity import MIB, kept_mib
@@ -288,21 +287,21 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         """Descends on L_arch, whose other terms are added to L_seg, or to its gradient at a given share of its norm."""
         share = self.settings.terms_share
         if share is None:
-            self.descend(segmentation + self.architecture_loss(), [self.architecture_optimizer], [])
+            # Of L_seg's type, because a sum in double precision would be on the GPU, and Apple's have none.
+            terms = self.architecture_loss().to(segmentation.dtype)
+            self.descend(segmentation + terms, [self.architecture_optimizer], [])
             return
         parameters = self.network.architecture_parameters()
 
         def add() -> None:
-            with autocast(self.device.type, enabled=False):
-                others = torch.autograd.grad(self.terms().total(self.topology_weight), parameters, allow_unused=True)
+            others = torch.autograd.grad(self.terms().total(self.topology_weight), parameters, allow_unused=True)
             add_scaled([parameter.grad for parameter in parameters], others, share * self.terms_weight())
 
         self.descend(segmentation, [self.architecture_optimizer], [], adjust=add)
 
     def architecture_loss(self) -> torch.Tensor:
         """What Eq. 11 adds to L_seg: the terms at their present weight."""
-        with autocast(self.device.type, enabled=False):
-            return self.terms_weight() * self.terms().total(self.topology_weight)
+        return self.terms_weight() * self.terms().total(self.topology_weight)
 
     def terms_weight(self) -> float:
         """The share of the architecture's iterations done, of those from `terms_from` on."""

@@ -336,7 +336,7 @@ class IACSupernet(SkipUNet):
     @torch.no_grad()
     def continuous_cell(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Operation probabilities (14, 7) and edge weights (14,), computed in float64."""
-        alpha, beta = self.alpha.detach().double().cpu(), self.beta.detach().double().cpu()
+        alpha, beta = self.alpha.detach().cpu().double(), self.beta.detach().cpu().double()
         probabilities = operation_probabilities(alpha, torch.from_numpy(self.active))
         return probabilities.numpy(), edge_weights(beta, self.nonlinearity).numpy()
 

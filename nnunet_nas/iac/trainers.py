@@ -390,7 +390,7 @@ class _MeanSlopes:
 
     def take(self) -> np.ndarray:
         """The mean so far, (14, 7), which begins anew."""
-        mean = (self._sum.double() / self._steps.clamp(min=1)).cpu().numpy()
+        mean = (self._sum.cpu().double() / self._steps.cpu().clamp(min=1)).numpy()
         self._sum.zero_()
         self._steps.zero_()
         return mean

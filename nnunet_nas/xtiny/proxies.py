@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from nnunet_nas.complexity import count_macs
+from nnunet_nas.precision import as_double, has_double
 from nnunet_nas.xtiny.sensitivity import Batches, score_images
 
 _NONLINEARITIES = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish)
@@ -152,12 +153,13 @@ class Synflow(Proxy):
 
     def measure(self, network: nn.Module, scene: Scene) -> Iterator[Values]:
         """Yields `score`."""
-        network = without_normalisation(network).double().requires_grad_(True)
+        device = scene.device if has_double(scene.device) else torch.device("cpu")
+        network = without_normalisation(network).to(device).double().requires_grad_(True)
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.abs_()
         channels = scene.load(scene.cases[:1]).shape[1]
-        ones = torch.ones((1, channels, *scene.patch_size), dtype=torch.float64, device=scene.device)
+        ones = torch.ones((1, channels, *scene.patch_size), dtype=torch.float64, device=device)
         parameters = list(network.parameters())
         gradients = torch.autograd.grad(network(ones).sum(), parameters, allow_unused=True)
         flow = sum(
@@ -317,7 +319,7 @@ class _Moments:
         self._products = torch.zeros(())
 
     def add(self, features: torch.Tensor) -> None:
-        rows = features.flatten(2).transpose(1, 2).flatten(0, 1).double()
+        rows = as_double(features.flatten(2).transpose(1, 2).flatten(0, 1))
         self.count += len(rows)
         self._sum = self._sum + rows.sum(0).cpu()
         self._products = self._products + (rows.T @ rows).cpu()
@@ -335,4 +337,4 @@ def _channel_jacobian(inputs: torch.Tensor, outputs: torch.Tensor, generator: to
     (gradient,) = torch.autograd.grad(outputs, inputs, vector)
     pool = nn.AdaptiveAvgPool2d if outputs.dim() == 4 else nn.AdaptiveAvgPool3d
     gradient = pool(tuple(outputs.shape[2:]))(gradient)
-    return torch.einsum("bip,bop->io", gradient.flatten(2), vector.flatten(2)).double().cpu()
+    return torch.einsum("bip,bop->io", gradient.flatten(2), vector.flatten(2)).cpu().double()

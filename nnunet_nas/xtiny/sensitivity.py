@@ -21,6 +21,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from nnunet_nas.precision import as_double
+
 # The largest activation of a batch stays below this on a CPU. Above it glibc takes every tensor from the system and
 # gives it back at once; the page faults then cost more than a larger batch saves (measured: half of the time).
 _CPU_ACTIVATION_BYTES = 32 * 2**20
@@ -48,7 +50,7 @@ def input_gradient_norms(network: nn.Module, images: torch.Tensor) -> torch.Tens
     """
     images = images.detach().clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(network(images).sum(), images)
-    return torch.linalg.vector_norm(gradient.flatten(1), dim=1).double()
+    return as_double(torch.linalg.vector_norm(gradient.flatten(1), dim=1))
 
 
 def prepare(network: nn.Module, device: torch.device) -> nn.Module:
