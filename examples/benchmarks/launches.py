@@ -7,8 +7,9 @@
 Forward pass, nnU-Net's loss with deep supervision, and backward pass run on fake tensors of device `cuda` (torch's
 FakeTensorMode: shapes, types and devices, no numbers) under float16 autocast, as nnU-Net trains. A launch is an
 operation of torch's lowest layer (aten) that reads or writes numbers: views, allocations and queries are left out. One
-launch may be several kernels of CUDA. MiB are storages that autograd keeps from the forward to the backward pass, each
-once, weights not counted; `float32` beside it is the same without autocast.
+launch may be several kernels of CUDA. Blocking ones copy between the CPU and the GPU. MiB are storages that autograd
+keeps from the forward to the backward pass, each once, weights not counted; `float32` beside it is the same without
+autocast. Index tensors that networks make at their first step are there already.
 
 Geometries are those that nnU-Net plans: 2-D 512x512, batch 12, 7 stages; 3-D 128x128x128, batch 2, 6 stages; DiNTS
 96x96x96, batch 2, 12 layers, 5 stages, cells from half resolution on, 16 channels at the first stage. `retrofit` has
@@ -36,6 +37,7 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from nnunet_nas.blocks import Blocks
 from nnunet_nas.cli.common import format_table
@@ -174,16 +176,27 @@ NETWORKS: dict[str, tuple[Geometry, Callable[[Geometry], nn.Module]]] = {
 
 
 class Launches(TorchDispatchMode):
-    """Counts by name what reads or writes numbers, in `by_name`."""
+    """Counts what a step asks of the GPU.
+
+    Attributes:
+        by_name: what reads or writes numbers.
+        blocking: operations that take tensors of the CPU to the GPU or back, for which it stops.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.by_name: Counter[str] = Counter()
+        self.blocking: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
         if not is_free(func):
             self.by_name[func.name()] += 1
-        return func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
+        # Single numbers of the CPU are handed to a kernel as arguments.
+        if {"cpu", "cuda"} <= {x.device.type for x in tensors if x.dim() or "copy" in func.name()}:
+            self.blocking[func.name()] += 1
+        return result
 
 
 def is_free(func: Any) -> bool:
@@ -256,10 +269,11 @@ def loss_of(outputs: list[Tensor]) -> Tensor:
 
 @dataclass
 class Step:
-    """One step: launches by name, and MiB that the network keeps."""
+    """One step: launches by name, stops for the CPU, and MiB that the network keeps."""
 
     forward: Counter[str]
     backward: Counter[str]
+    blocking: int
     kept_mib: float
     kept_float32_mib: float
 
@@ -278,13 +292,15 @@ def measure(name: str) -> Step:
         image = torch.zeros(geometry.batch, 1, *geometry.patch, device="cuda")
         single = kept_mib(network, image)
         forward, back = Launches(), Launches()
+        # Autocast keeps converted weights until it ends: one context for each step.
         with torch.autocast("cuda", torch.float16):
             half = kept_mib(network, image)
-            with forward:
-                loss = loss_of(network(image))
+        with torch.autocast("cuda", torch.float16), forward:
+            loss = loss_of(network(image))
         with back:
             backward(loss)
-    return Step(forward.by_name, back.by_name, half, single)
+    blocking = forward.blocking.total() + back.blocking.total()
+    return Step(forward.by_name, back.by_name, blocking, half, single)
 
 
 def kept_mib(network: nn.Module, image: Tensor) -> float:
@@ -317,12 +333,12 @@ def main() -> None:
         print(json.dumps({name: vars(step) | {"launches": step.launches} for name, step in steps.items()}, indent=4))
         return
     rows = [
-        [name, str(step.forward.total()), str(step.backward.total()), str(step.launches), f"{step.kept_mib:.0f}",
-         f"{step.kept_float32_mib:.0f}"]
+        [name, str(step.forward.total()), str(step.backward.total()), str(step.launches), str(step.blocking),
+         f"{step.kept_mib:.0f}", f"{step.kept_float32_mib:.0f}"]
         for name, step in steps.items()
     ]  # fmt: skip
     print(f"torch {torch.__version__}, fake CUDA, float16 autocast")
-    print(format_table(["step", "forward", "backward", "launches", "MiB kept", "float32"], rows))
+    print(format_table(["step", "forward", "backward", "launches", "blocking", "MiB kept", "float32"], rows))
     if args.names:
         for name, step in steps.items():
             for phase, counts in (("forward", step.forward), ("backward", step.backward)):

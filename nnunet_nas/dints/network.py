@@ -23,6 +23,7 @@ from nnunet_nas.dints.operations import (
     Resample,
     Stem,
     Upsample,
+    halved,
     make_levels,
     operation_steps,
 )
@@ -109,7 +110,7 @@ class Refine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (b, c, *spatial) of the next coarser level."""
-        return self.upsample(self.norm(self.conv(self.activation(x))))
+        return self.upsample(self.norm(self.conv(self.activation(halved(x)))))
 
 
 class ChainDecoder(nn.Module):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -102,8 +103,24 @@ def _per_axis(value: Any, dimensions: int) -> tuple[int, ...]:
     return (value,) * dimensions if isinstance(value, int) else tuple(int(part) for part in value)
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The half precision that autocast has on a device at present; None where it is off."""
+    kind = device.type
+    active = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if active else None
+
+
+def halved(x: Tensor) -> Tensor:
+    """A map in the precision in which autocast convolves: one copy that everything which reads it shares."""
+    dtype = autocast_dtype(x.device) if x.dtype == torch.float32 else None
+    return x if dtype is None else x.to(dtype)
+
+
 class Upsample(nn.Module):
-    """Linear upsampling by whole factors per axis, corners not aligned."""
+    """Linear upsampling by whole factors per axis, corners not aligned; in the precision of what it is given.
+
+    Autocast would raise half precision to single, of which a sum of few neighbours has no need.
+    """
 
     def __init__(self, factors: Sequence[int]) -> None:
         super().__init__()
@@ -112,6 +129,12 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (b, c, *spatial)."""
+        if autocast_dtype(x.device) is None:
+            return self._interpolated(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._interpolated(x)
+
+    def _interpolated(self, x: Tensor) -> Tensor:
         return interpolate(x, scale_factor=self.factors, mode=self.mode, align_corners=False)
 
 

@@ -6,20 +6,26 @@ A node is sum_e m_e sum_n softmax(alpha)_en O_n(edge), with m the closed form of
   into the affine part of each normalisation, so that no operation's output is kept for the backward pass.
 - `fast`, which changes the relaxation (our choice): the kernels of an edge's operations are normalised and mixed into
   one, one convolution and one normalisation are computed, and on edges that go up they come before the upsampling.
+
+All that a node sums at its own resolution is normalised together; what depends on parameters alone is in `mixing`.
+Nodes are sums in single precision; under autocast the edges that leave one share a copy in half precision.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, conv3d, instance_norm, pad
+from torch.nn.functional import conv2d, conv3d, instance_norm
 
 from nnunet_nas.blocks import Blocks
 from nnunet_nas.commands import set_search
+from nnunet_nas.dints.mixing import Affine, Converted, mixed_kernels, weighted_affine
 from nnunet_nas.dints.network import ChainDecoder, LayeredEncoder, MultiResolutionNet, edge_key
 from nnunet_nas.dints.operations import (
     OPERATIONS,
@@ -28,7 +34,7 @@ from nnunet_nas.dints.operations import (
     Level,
     Resample,
     Stem,
-    Step,
+    halved,
     operation_steps,
 )
 from nnunet_nas.dints.probabilities import marginals
@@ -44,20 +50,8 @@ if TYPE_CHECKING:
 _ABSENT = -1e9
 # Mixing kernels costs C^2 whatever the image: it pays where a map has more voxels than this per channel.
 _VOXELS_PER_CHANNEL = 8
+_HALF = (torch.float16, torch.bfloat16)
 _INSTANCE_NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d)
-
-
-def weighted_norm(norm: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
-    """weight * norm(x); instance norms keep no product.
-
-    Args:
-        norm: a normalisation.
-        x: (b, c, *spatial).
-        weight: scalar, float32 or float64.
-    """
-    if isinstance(norm, _INSTANCE_NORMS) and norm.affine and not norm.track_running_stats:
-        return instance_norm(x, weight=norm.weight * weight, bias=norm.bias * weight, eps=norm.eps)
-    return norm(x) * weight
 
 
 class MixedEdge(nn.Module):
@@ -81,35 +75,45 @@ class MixedEdge(nn.Module):
             {name: Convolutions(blocks, end.features, steps) for name, steps in self.steps.items()}
         )
 
-    def forward(self, x: Tensor, activated: Tensor, weights: Tensor) -> Tensor:
-        """The edge's part of its destination.
+    @property
+    def convolutions(self) -> list[Any]:
+        """All of them."""
+        resampling = [] if self.resample is None else [self.resample.conv]
+        return [*resampling, *(conv for operation in self.operations.values() for conv in operation.convs)]
+
+    def mixes(self, source: Tensor, destination: Tensor) -> bool:
+        """Whether kernels are mixed instead of outputs, between nodes of these shapes."""
+        voxels = (source if self.goes_up else destination)[0, 0].numel()
+        return self.fast and voxels > _VOXELS_PER_CHANNEL * destination.shape[1]
+
+    def read(self, x: Tensor, activated: Tensor, converted: Converted, *, upsample: bool) -> tuple[Tensor, Tensor]:
+        """What the operations read: the source with the destination's channels, and its activation.
 
         Args:
             x: source node, (b, c, *spatial).
             activated: the same after the activation.
-            weights: m times softmax(alpha), (operations,), in the order of `OPERATIONS`, float32 or float64.
-
-        Returns:
-            (b, c, *spatial) of the destination, in the precision of the weights.
+            converted: parameters of convolutions.
+            upsample: whether an edge that goes up does so here.
         """
-        if self.resample is not None:
-            x = self.resample.norm(self.resample.conv(activated))
-        mixes = self.fast and x[0, 0].numel() > _VOXELS_PER_CHANNEL * x.shape[1]
-        if self.goes_up and not mixes:
+        if self.resample is None:
+            return x, activated
+        x = self.resample.norm(converted.convolve(self.resample.conv, activated))
+        if self.goes_up and upsample:
             x = self.resample.upsample(x)
-        if self.resample is not None:
-            activated = self.activation(x)
-        own = weights[self.columns]
-        total = _at_least_single(x) * weights[0]
-        if mixes:
-            total = total + self._mixed(activated, own)
-            return self.resample.upsample(total) if self.goes_up else total
-        for operation, weight in zip(self.operations.values(), own.unbind(), strict=True):
-            total = total + _at_least_single(weighted_norm(operation.norm, operation.convs(activated), weight))
-        return total
+        return x, self.activation(x)
+
+    def outputs(self, activated: Tensor, converted: Converted) -> list[Tensor]:
+        """Of every operation before its normalisation, (b, c, *spatial) each."""
+        found = []
+        for operation in self.operations.values():
+            x = activated
+            for conv in operation.convs:
+                x = converted.convolve(conv, x)
+            found.append(x)
+        return found
 
     def single(self, x: Tensor, activated: Tensor, operation: str) -> Tensor:
-        """One operation alone, as `network.Edge` computes it; arguments as of `forward`."""
+        """One operation alone, as `network.Edge` computes it; arguments as of `read`."""
         if self.resample is not None:
             x = self.resample(activated)
         if operation == SKIP:
@@ -117,64 +121,72 @@ class MixedEdge(nn.Module):
         output: Tensor = self.operations[operation](activated if self.resample is None else self.activation(x))
         return output
 
-    def _mixed(self, activated: Tensor, weights: Tensor) -> Tensor:
-        """One convolution with the mixture of all kernels, one normalisation with the mixture of all affine parts."""
-        parts = list(self.operations.values())
-        kernels = [composed_kernel(part.convs, steps) for part, steps in zip(parts, self.steps.values(), strict=True)]
-        reach = [max(kernel.shape[axis] for kernel in kernels) for axis in range(2, kernels[0].dim())]
-        mixture = torch.stack([_unit(_centred(kernel, reach)) for kernel in kernels])
-        # Where m or the skip has left nothing for them, the clamp keeps 0 / 0 out.
-        shares = weights / weights.sum().clamp(min=1e-30)
-        kernel = torch.einsum("n,n...->...", shares, mixture).to(activated.dtype)
-        scale = sum(weight * part.norm.weight for weight, part in zip(weights.unbind(), parts, strict=True))
-        shift = sum(weight * part.norm.bias for weight, part in zip(weights.unbind(), parts, strict=True))
-        convolve = conv3d if kernel.dim() == 5 else conv2d
-        output = convolve(activated, kernel, padding=[size // 2 for size in reach])
-        return _at_least_single(instance_norm(output, weight=scale, bias=shift, eps=parts[0].norm.eps))
 
+@dataclass(frozen=True)
+class Shared:
+    """What a step computes of the parameters, for all layers.
 
-def composed_kernel(convs: Any, steps: Sequence[Step]) -> Tensor:
-    """The single kernel that convolutions in sequence amount to, away from the border; dilation is written out.
-
-    Args:
-        convs: convolutions without anything between them; their biases do not matter before a normalisation.
-        steps: their kernels and dilations.
-
-    Returns:
-        (outputs, inputs, *kernel).
+    Attributes:
+        converted: parameters of convolutions.
+        weights: m times softmax(alpha), one number per layer, edge and operation.
+        affine: by destination, layer and edge into it; empty where normalisations are no affine instance norms.
+        summed: the same, summed over operations, for destinations of edges that mix.
+        kernels: mixed ones, by pair and layer; of edges that mix.
     """
-    kernel = _dilated(convs[0].weight, steps[0][1])
-    for conv, (_, dilation) in zip(convs[1:], steps[1:], strict=True):
-        following = _dilated(conv.weight, dilation)
-        # The two span different axes, so every pair of taps meets at one place of its own.
-        axes = kernel.dim() - 2
-        first = kernel.reshape(*kernel.shape[:2], *[n for size in kernel.shape[2:] for n in (size, 1)])
-        second = following.reshape(*following.shape[:2], *[n for size in following.shape[2:] for n in (1, size)])
-        product = torch.einsum("mi...,om...->oi...", first, second)
-        sizes = [a + b - 1 for a, b in zip(kernel.shape[2:], following.shape[2:], strict=True)]
-        kernel = product.reshape(product.shape[0], product.shape[1], *sizes[:axes])
-    return kernel
+
+    converted: Converted
+    weights: list[list[Sequence[Tensor]]]
+    affine: dict[int, list[list[Affine]]]
+    summed: dict[int, list[list[Affine]]]
+    kernels: dict[tuple[int, int], Sequence[Tensor]]
 
 
-def _dilated(kernel: Tensor, dilation: int) -> Tensor:
-    if dilation == 1:
-        return kernel
-    wide = kernel.new_zeros(*kernel.shape[:2], *(dilation * (size - 1) + 1 for size in kernel.shape[2:]))
-    taps = (slice(None), slice(None), *[slice(None, None, dilation)] * (kernel.dim() - 2))
-    wide[taps] = kernel
-    return wide
+class _Joined:
+    """Maps that are normalised together and then summed."""
+
+    def __init__(self) -> None:
+        self.outputs: list[Tensor] = []
+        self.affine: list[Affine] = []
+
+    def add(self, outputs: list[Tensor], affine: Affine) -> None:
+        """Maps (b, c, *spatial) each, and their scales and shifts, (maps, c)."""
+        self.outputs += outputs
+        self.affine.append(affine)
+
+    def total(self, epsilon: float) -> Tensor:
+        """Sum of the normalised maps, (b, c, *spatial), in single precision at least."""
+        scale, shift = (
+            torch.cat(parts).flatten() if len(parts) > 1 else parts[0].flatten()
+            for parts in ([own.scale for own in self.affine], [own.shift for own in self.affine])
+        )
+        joined = torch.cat(self.outputs, 1) if len(self.outputs) > 1 else self.outputs[0]
+        normalised = instance_norm(joined, weight=scale, bias=shift, eps=epsilon)
+        if len(self.outputs) == 1:
+            return at_least_single(normalised)
+        dtype = torch.float32 if normalised.dtype in _HALF else normalised.dtype
+        return normalised.unflatten(1, (len(self.outputs), -1)).sum(1, dtype=dtype)
 
 
-def _centred(kernel: Tensor, reach: Sequence[int]) -> Tensor:
-    """Zeros around a kernel up to the size `reach`."""
-    margins = [(wide - size) // 2 for wide, size in zip(reach, kernel.shape[2:], strict=True)]
-    return pad(kernel, [margin for each in reversed(margins) for margin in (each, each)])
+def _mixed(edges_of_layers: Sequence[MixedEdge], weights: Tensor, converted: Converted) -> Tensor:
+    """Mixed kernels of one edge of all layers, (layers, outputs, inputs, *kernel); weights (layers, operations)."""
+    first = edges_of_layers[0]
+    kernels = [
+        [
+            torch.stack([converted.weight(edge.operations[name].convs[step]) for edge in edges_of_layers])
+            for step in range(len(steps))
+        ]
+        for name, steps in first.steps.items()
+    ]
+    return mixed_kernels(kernels, list(first.steps.values()), weights)
 
 
-def _unit(kernel: Tensor) -> Tensor:
-    """Every output channel scaled to unit norm: as its normalisation would, for white inputs."""
-    norm = kernel.flatten(1).norm(dim=1).clamp(min=1e-8)
-    return kernel / norm.view(-1, *(1,) * (kernel.dim() - 1))
+def _convolved(x: Tensor, kernel: Tensor) -> Tensor:
+    convolve = conv3d if kernel.dim() == 5 else conv2d
+    return convolve(x, kernel.to(x.dtype), padding=[size // 2 for size in kernel.shape[2:]])
+
+
+def _is_affine_instance(norm: nn.Module) -> bool:
+    return isinstance(norm, _INSTANCE_NORMS) and norm.affine and not norm.track_running_stats
 
 
 class SuperEncoder(LayeredEncoder):
@@ -196,6 +208,8 @@ class SuperEncoder(LayeredEncoder):
         """`operations`: which operations exist, (E, N) bool."""
         super().__init__(stems, layers, activation)
         self.register_buffer("exists", operations, persistent=False)
+        norms = [norm for norm in self.layers.modules() if _is_affine_instance(norm)]
+        self.epsilon = float(norms[0].eps) if norms else 0.0  # all norms are made from the same arguments
         shape = (len(layers), *operations.shape)
         self.alpha = nn.Parameter(torch.zeros(shape))
         self.edge_logits = nn.Parameter(torch.zeros(shape[:2]))
@@ -214,16 +228,72 @@ class SuperEncoder(LayeredEncoder):
         """Nodes of the last layer by level, (b, c, *spatial), of images (b, c, *spatial)."""
         if self.topology is not None:
             return self._of(self.topology, image)
-        weights = self.mixing_weights()
         nodes = {int(level): stem(image) for level, stem in self.stems.items()}
-        for number, (pairs, layer) in enumerate(zip(self.pairs, self.layers, strict=True)):
-            activated = {level: self.activation(node) for level, node in nodes.items()}
-            following: dict[int, Tensor] = {}
-            for index, ((source, destination), edge) in enumerate(zip(pairs, layer.values(), strict=True)):
-                output = edge(nodes[source], activated[source], weights[number, index])
-                following[destination] = following[destination] + output if destination in following else output
-            nodes = following
+        shared = self._shared(nodes)
+        for number in range(len(self.layers)):
+            activated = {level: self.activation(halved(node)) for level, node in nodes.items()}
+            nodes = {level: self._node(number, level, nodes, activated, shared) for level in nodes}
         return nodes
+
+    def _incoming(self, end: int) -> list[int]:
+        """Numbers of the edges into a level, which follow each other."""
+        return [index for index, (_, destination) in enumerate(self.pairs[0]) if destination == end]
+
+    def _shared(self, nodes: dict[int, Tensor]) -> Shared:
+        """What depends on parameters, and on the shapes of nodes, alone."""
+        weights = self.mixing_weights()
+        layers: list[list[MixedEdge]] = [list(layer.values()) for layer in self.layers]
+        converted = Converted([conv for layer in layers for edge in layer for conv in edge.convolutions])
+        columns = weights.unbind(-1)
+        affine: dict[int, list[list[Affine]]] = {}
+        summed: dict[int, list[list[Affine]]] = {}
+        kernels: dict[tuple[int, int], Sequence[Tensor]] = {}
+        for end in nodes:
+            incoming = self._incoming(end)
+            edges_in = [[layer[index] for index in incoming] for layer in layers]
+            first = edges_in[0][0]
+            own = torch.stack([columns[column] for column in first.columns], -1)[:, incoming[0] : incoming[-1] + 1]
+            norms = [part.norm for layer in edges_in for edge in layer for part in edge.operations.values()]
+            if not _is_affine_instance(norms[0]):
+                continue
+            whole = weighted_affine(norms, own)
+            affine[end] = [layer.parts() for layer in whole.parts()]
+            for position, index in enumerate(incoming):
+                pair = self.pairs[0][index]
+                if layers[0][index].mixes(nodes[pair[0]], nodes[pair[1]]):
+                    kernels[pair] = _mixed([layer[index] for layer in layers], own[:, position], converted).unbind()
+            if any(end == destination for _, destination in kernels):
+                summed[end] = [layer.parts() for layer in whole.summed().parts()]
+        scalars: list[list[Sequence[Tensor]]] = [[row.unbind() for row in layer.unbind()] for layer in weights.unbind()]
+        return Shared(converted, scalars, affine, summed, kernels)
+
+    def _node(
+        self, number: int, end: int, nodes: dict[int, Tensor], activated: dict[int, Tensor], shared: Shared
+    ) -> Tensor:
+        """Sum over all edges into a level, (b, c, *spatial), in single precision at least."""
+        terms, joined = [], _Joined()
+        for position, index in enumerate(self._incoming(end)):
+            pair = self.pairs[number][index]
+            edge, weights, kernels = self.layers[number][edge_key(*pair)], shared.weights[number][index], shared.kernels
+            x, read = edge.read(nodes[pair[0]], activated[pair[0]], shared.converted, upsample=pair not in kernels)
+            skipped = at_least_single(x) * weights[0]
+            if end not in shared.affine:
+                outputs = zip(edge.operations.values(), edge.outputs(read, shared.converted), edge.columns, strict=True)
+                terms += [at_least_single(part.norm(output)) * weights[column] for part, output, column in outputs]
+            elif pair not in kernels:
+                joined.add(edge.outputs(read, shared.converted), shared.affine[end][number][position])
+            else:
+                output = _convolved(read, kernels[pair][number])
+                if edge.goes_up:
+                    low = _Joined()
+                    low.add([output], shared.summed[end][number][position])
+                    skipped = edge.resample.upsample(skipped + low.total(self.epsilon))
+                else:
+                    joined.add([output], shared.summed[end][number][position])
+            terms.append(skipped)
+        if joined.outputs:
+            terms.append(joined.total(self.epsilon))
+        return functools.reduce(torch.add, terms)
 
     def _of(self, topology: Topology, image: Tensor) -> dict[int, Tensor]:
         """Nodes of the last layer that a topology writes; its level 0 is the finest stage that has cells."""
@@ -244,9 +314,9 @@ def _precise(parameter: Tensor) -> Tensor:
     return parameter.double() if has_double(parameter.device) else parameter
 
 
-def _at_least_single(x: Tensor) -> Tensor:
+def at_least_single(x: Tensor) -> Tensor:
     """Half types as float32: sums over edges and operations, and their gradients, need it."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.float() if x.dtype in _HALF else x
 
 
 class DiNTSSupernet(MultiResolutionNet):

@@ -110,11 +110,12 @@ def assert_same_weight_gradients(fast, plain, active):
 
 
 @pytest.mark.parametrize("size", [(5, 4), (2, 3, 4)])
+@pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize(("groups", "channels"), [(2, 3), (3, 2), (4, 3), (4, 4), (5, 1)])
-def test_channels_are_shuffled_by_hand(groups, channels, size):
+def test_channels_are_shuffled_by_hand(groups, channels, size, last):
     """Channel q K + k is channel q of group k; the mixed channels are group 0."""
     x = torch.randn(2, groups * channels, *size, generator=torch.Generator().manual_seed(0))
-    shuffled = _shuffled(x[:, :channels], x[:, channels:], groups)
+    shuffled = _shuffled(x[:, :channels], x[:, channels:], groups, last=last)
     assert shuffled.shape == x.shape
     for q, k in itertools.product(range(channels), range(groups)):
         assert shuffled[:, q * groups + k].equal(x[:, k * channels + q])
@@ -166,8 +167,8 @@ def test_a_pruned_operation_costs_nothing(monkeypatch):
     only_identity = np.zeros_like(active)
     only_identity[:, 0] = True
     cell(skip, skip, Mixture(p * w[:, None], w, only_identity))
-    # Five nodes send: three shared and six kernels each; identity alone is one 1x1 kernel.
-    assert (everything, len(calls)) == (5 * (3 + 6), 5)
+    # Five nodes send: identity, both poolings and six kernels each; identity alone is one 1x1 kernel.
+    assert (everything, len(calls)) == (5 * (2 + 6), 5)
 
 
 def test_a_settled_supernet_equals_the_discrete_cell_at_the_same_weights():
@@ -296,9 +297,9 @@ def test_feature_maps_of_cells_come_to_those_that_nnunet_counts(cls, deep_superv
 def test_feature_maps_of_the_supernet_are_counted():
     backbone, _ = unet()
     plain = backbone.compute_conv_feature_map_size((32, 24))
-    # Per voxel two projections, the output, and on 14 edges, with a quarter of the channels, three shared operations
-    # and one convolution for every application: 2 + 2 separable, 1 + 1 dilated.
-    cells = sum(voxels * (2 * 16 + channels + 14 * 9 * 16 // 4) for voxels, channels in ((32 * 24, 8), (16 * 12, 16)))
+    # Per voxel two projections, the output, and on 14 edges, with a quarter of the channels, identity, both
+    # poolings together and one convolution for every application: 2 + 2 separable, 1 + 1 dilated.
+    cells = sum(voxels * (2 * 16 + channels + 14 * 8 * 16 // 4) for voxels, channels in ((32 * 24, 8), (16 * 12, 16)))
     supernet = IACSupernet(backbone, IACLTHSettings(minimum_width=16))
     assert supernet.compute_conv_feature_map_size((32, 24)) == plain + cells
 
