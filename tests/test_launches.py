@@ -6,14 +6,34 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "benchmarks"))
-from launches import measure
+import launches
 
-# Launches of forward and backward pass at most.
-BOUNDS = {"iac_3d": 3000}
+# Launches of forward and backward pass at most; of DiNTS with two layers.
+BOUNDS = {
+    "iac_3d": 3000,
+    "dints_exact": 1200,
+    "dints_exact_architecture": 1200,
+    "dints_fast": 1600,
+    "dints_fast_architecture": 1600,
+}
 
 
 @pytest.mark.parametrize("name", BOUNDS)
-def test_a_step_launches_no_more_and_never_waits_for_the_cpu(name):
-    step = measure(name)
+def test_a_step_launches_no_more_and_never_waits_for_the_cpu(name, monkeypatch):
+    monkeypatch.setattr(launches, "LAYERS", 2)
+    step = launches.measure(name)
     assert step.launches <= BOUNDS[name]
     assert step.blocking == 0
+
+
+def test_the_exact_supernet_keeps_little_more_than_half_in_half_precision(monkeypatch):
+    # One half copy of every node, which its convolutions share, and no map that upsampling raises to single precision.
+    monkeypatch.setattr(launches, "LAYERS", 2)
+    step = launches.measure("dints_exact")
+    assert step.kept_mib < 0.6 * step.kept_float32_mib
+
+
+def test_a_found_network_keeps_half_in_half_precision(monkeypatch):
+    monkeypatch.setattr(launches, "LAYERS", 2)
+    step = launches.measure("dints_found")
+    assert step.kept_mib < 0.55 * step.kept_float32_mib
