@@ -33,6 +33,7 @@ from nnunet_nas.errors import DataProblem, EnvironmentProblem
 from nnunet_nas.files import replace_file
 from nnunet_nas.histories import HISTORY
 from nnunet_nas.plans import DerivedConfiguration
+from nnunet_nas.rates import warmed_and_halved
 from nnunet_nas.search import BilevelSearchTrainer
 from nnunet_nas.training_cost import training_memory
 
@@ -55,11 +56,7 @@ def learning_rate(step: int, steps: int, *, start: float, peak: float) -> float:
         start: at the first step.
         peak: after warm-up.
     """
-    warmup = steps * _WARMUP_SHARE
-    if step < warmup:
-        return start + (peak - start) * step / warmup
-    share = (step - warmup) / (steps - warmup)
-    return peak * 0.5 ** sum(share >= bound for bound in _HALVED_AT)
+    return warmed_and_halved(step, steps, start=start, peak=peak, warmup=_WARMUP_SHARE, halved_at=_HALVED_AT)
 
 
 def add_scaled(gradients: Sequence[Any], others: Sequence[Any], share: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from nnunet_nas.settings import setting
 
@@ -20,6 +20,13 @@ class ScheduleSettings:
         50, "our choice", "validation iterations per epoch (nnU-Net's)", minimum=1
     )
     initial_lr: float = setting(0.01, "our choice", "initial learning rate (nnU-Net's)", minimum=0)
+    schedule: Literal["poly", "dints"] = setting(
+        "poly",
+        "our choice",
+        "poly: nnU-Net's optimiser and decay; dints: those that the DiNTS paper retrains with: momentum 0.9, warm-up "
+        "from 2.5 to 20 times initial_lr (its 0.025 and 0.2), halved four times; its 41,000 iterations are "
+        "num_epochs=164",
+    )
     augmentation: bool = setting(True, "our choice", "nnU-Net's augmentation")
     seed: int = setting(0, "our choice", "random seed of initial weights and patches", minimum=0)
     initial_checkpoint: str | None = setting(

@@ -16,6 +16,7 @@ from nnunet_nas.checkpoints import read_checkpoint
 from nnunet_nas.errors import DataProblem, exit_with_one_line
 from nnunet_nas.plans import Plans
 from nnunet_nas.randomness import seed_everything
+from nnunet_nas.schedule import dints
 from nnunet_nas.schedule.settings import ScheduleSettings
 from nnunet_nas.settings import read_settings
 from nnunet_nas.trainer import ModelTrainer
@@ -30,6 +31,8 @@ class nnUNetTrainerScheduled(ModelTrainer):
 
     settings_class: ClassVar[type[ScheduleSettings]] = ScheduleSettings
     settings: Any
+    _rate: dints.EpochRate | None = None
+    _step = 0
 
     def __init__(
         self,
@@ -64,6 +67,29 @@ class nnUNetTrainerScheduled(ModelTrainer):
             # The same patches for all of a seed; others in every process, and when a training goes on.
             seed_everything(self.settings.seed + 1000 * self.current_epoch + self.local_rank)
             super().on_train_start()
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """nnU-Net's, or those of the schedule in the settings."""
+        if self.settings.schedule == "poly":
+            found: tuple[torch.optim.Optimizer, Any] = super().configure_optimizers()
+            return found
+        each = self.num_iterations_per_epoch
+        optimizer = dints.optimizer_of(self.network.parameters(), self.initial_lr)
+        self._rate = dints.EpochRate(optimizer, self.num_epochs * each, each, self.initial_lr)
+        return optimizer, self._rate
+
+    def on_train_epoch_start(self) -> None:
+        """nnU-Net's; counts the epoch's steps."""
+        super().on_train_epoch_start()
+        self._step = self.current_epoch * self.num_iterations_per_epoch
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's, at the rate of the step where the schedule has one."""
+        if self._rate is not None:
+            self._rate.at(self._step)
+        self._step += 1
+        found: dict[str, Any] = super().train_step(batch)
+        return found
 
     def prepare(self) -> None:
         """What a method does between initialisation and training; nothing here."""

@@ -98,3 +98,29 @@ def test_a_checkpoint_of_another_network_is_refused(planned, tmp_path, capsys):
     text = refused(4, scheduled(planned).run_training, capsys)
     assert f"{path} holds another network than 2d" in text
     assert text.endswith("correct initial_checkpoint in the plans")
+
+
+def test_the_papers_schedule_of_retraining(planned):
+    """41 epochs stand for the paper's 41 thousand iterations: one of warm-up, then halved every eight."""
+    set_settings(planned, "2d", "schedule", schedule="dints", num_epochs=41, num_iterations_per_epoch=2)
+    trainer = scheduled(planned)
+    trainer.initialize()
+    (group,) = trainer.optimizer.param_groups
+    assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 4e-5, False)
+    assert group["lr"] == pytest.approx(0.025)
+    trainer.on_train_start()
+    expected = {
+        0: [0.025, 0.1125],
+        1: [0.2, 0.2],
+        8: [0.2, 0.2],
+        9: [0.1, 0.1],
+        25: [0.025, 0.025],
+        40: [0.0125, 0.0125],
+    }
+    for epoch, rates in expected.items():
+        trainer.current_epoch = epoch
+        trainer.on_train_epoch_start()
+        assert group["lr"] == pytest.approx(rates[0])
+        for rate in rates:
+            trainer.train_step(next(trainer.dataloader_train))
+            assert group["lr"] == pytest.approx(rate)
