@@ -296,11 +296,10 @@ CONTRACT: tuple[Used, ...] = (
     *_used(_FILES, f"{_TRAINER}.perform_actual_validation", words="validation summary.json"),
     # Commands and environment variables
     *_used(_COMMANDS, "command:nnUNetv2_train", words="-tr -p --c --val -device"),
-    *_used(_COMMANDS, "command:nnUNetv2_predict", words="-i -o -d -c -f -p -tr"),
     *_used(
-        "prove_tiny goes on with predictions",
+        _COMMANDS,
         "command:nnUNetv2_predict",
-        words="-device --continue_prediction --disable_progress_bar -npp -nps",
+        words="-i -o -d -c -f -p -tr -device --continue_prediction --disable_progress_bar -npp -nps",
     ),
     *_used(_COMMANDS, "command:nnUNetv2_plan_and_preprocess command:nnUNetv2_plan_experiment", words="-d"),
     *_used(_COMMANDS, "command:nnUNetv2_preprocess", words="-d -c"),

@@ -33,8 +33,9 @@ from nnunet_nas.commands import train_and_predict
 from nnunet_nas.environment import find_preprocessed_dataset
 
 if TYPE_CHECKING:
-    from nnunet_nas.xtiny.proof_job import ProofJob, ProofSettings
+    from nnunet_nas.xtiny.proof_job import ProofJob
     from nnunet_nas.xtiny.proof_report import ProofReport
+    from nnunet_nas.xtiny.proof_request import ProofSettings
 
 SUMMARY = "prove that a narrow network does what its base does"
 # Named here too, because importing the modules that define them would import torch.
@@ -134,7 +135,7 @@ def _text(report: ProofReport) -> str:
 
 
 def _settings(args: argparse.Namespace) -> ProofSettings:
-    from nnunet_nas.xtiny.proof_job import ProofSettings
+    from nnunet_nas.xtiny.proof_request import ProofSettings
 
     return ProofSettings(
         configuration=args.c,

@@ -180,9 +180,10 @@ class ProofReport:
         ]
 
     def _lengths(self) -> str:
-        by = f"Trained by {self.trainer}" + (
-            ", the candidates by distillation from the base" if self.inputs["distill"] else ""
-        )
+        by = f"Trained by {self.trainer}"
+        if self.inputs["distill"]:
+            by += ", the candidates by distillation from the base (of what that trainer changes only length, rate and "
+            by += "mirroring are the same)"
         if self.schedule is None:
             return f"{by}."
         epochs, iterations = self.schedule["num_epochs"], self.schedule["num_iterations_per_epoch"]
