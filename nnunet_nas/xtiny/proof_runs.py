@@ -181,13 +181,13 @@ class Bench:
         Raises:
             EnvironmentProblem: nnU-Net's command failed.
         """
-        _put_broken_aside(model.fold(fold))
-        begun = any((model.fold(fold) / name).exists() for name in _CHECKPOINTS)
         if model.is_trained(fold):
             if not validate or model.is_validated(fold):
                 return
             switch, what = "--val", "validates"
         else:
+            _put_broken_aside(model.fold(fold))
+            begun = any((model.fold(fold) / name).exists() for name in _CHECKPOINTS)
             switch, what = ("--c", "goes on with") if begun else ("", "trains")
         self.say(f"{what} {model.configuration}, fold {fold}")
         command = shlex.split(model.train_command(fold, switch))

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import os
+import subprocess
 import zipfile
 from types import SimpleNamespace
 
@@ -431,3 +432,21 @@ def test_a_command_that_fails_is_one_line_and_names_its_log(dataset, tmp_path, m
     bench = proof_runs.Bench(tmp_path, "cpu", 1, print)
     with pytest.raises(EnvironmentProblem, match="nnUNetv2_train ended with 1 .*training.log"):
         bench.run(["nnUNetv2_train", "11"], "training")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="commands do not inherit locks there")
+def test_what_an_earlier_run_left_running_is_waited_for(tmp_path):
+    said, path = [], tmp_path / "lock"
+    with proof_runs.after_others(path, said.append) as lock:
+        left = subprocess.Popen(["sleep", "0.5"], pass_fds=[lock.fileno()])
+    assert said == []
+    with proof_runs.after_others(path, said.append):
+        assert left.poll() is not None or left.wait(1) == 0
+    assert said == ["waits for a command of nnU-Net's that an earlier run has started and that still runs"]
+
+
+def test_a_trained_base_is_left_alone(prove, nnunet, hold_out):
+    folder = nnunet.fold("nnUNetTrainer__nnUNetPlans__2d")
+    (folder / "checkpoint_best.pth").write_bytes(b"half")
+    prove("-widths", 8)
+    assert (folder / "checkpoint_best.pth").read_bytes() == b"half"
