@@ -141,3 +141,11 @@ class TestRecords:
         assert records.state(path) == "failed: it ended with 4"
         records.begin(path)
         assert "failed" not in records.state(path)
+
+
+@pytest.mark.parametrize("file", sorted((SCHEMA.parents[1] / "evidence").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_questions_are_studies(file):
+    yaml = pytest.importorskip("yaml")
+    study = read_study(yaml.safe_load(file.read_text()), SCHEMA)
+    assert len(study.content["seeds"]) >= 3
+    assert study.cells()

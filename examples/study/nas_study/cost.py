@@ -92,30 +92,37 @@ def announcement(study: Study) -> str:
 def _macs_in_words(study: Study, cells: list[Cell]) -> str:
     total, known, problems = 0.0, 0, []
     for dataset in study.datasets:
-        own = [cell for cell in cells if cell.dataset == dataset]
         try:
-            total += _macs(study, own)
+            total += _macs(study, [cell for cell in cells if cell.dataset == dataset], problems)
             known += 1
         except NasError as error:
             problems.append(f"data set {dataset} is not counted ({error})")
     said = f"multiply-accumulates: {total:.3g} at most for {known} of {len(study.datasets)} data sets"
-    return "; ".join([*([said] if known else []), *problems])
+    return "; ".join([*([said] if known else []), *dict.fromkeys(problems)])
 
 
-def _macs(study: Study, cells: list[Cell]) -> float:
-    """Of the cells of one data set; raises NasError where it is not planned yet."""
+def _macs(study: Study, cells: list[Cell], problems: list[str]) -> float:
+    """Of the cells of one data set; what cannot be counted of them is added to the problems.
+
+    Raises:
+        NasError: it is not planned yet.
+    """
     plans = Plans.of(find_preprocessed_dataset(str(cells[0].dataset)), study.content["plans"])
     known = records.read(_KNOWN) or {}
-    total, counted = 0.0, {}
+    before, total = len(known), 0.0
     for cell in cells:
         for part in parts(study, cell):
             counts_like = "training" if part.what == "training" else part.method
             base = study.content["bases"][cell.base]
             key = _digest([plans.digest(base["configuration"]), base, counts_like, part.settings])
-            if key not in known:
-                known[key] = counted[key] = _per_iteration(plans, base, counts_like, part)
+            try:
+                if key not in known:
+                    known[key] = _per_iteration(plans, base, counts_like, part)
+            except NasError as error:
+                problems.append(f"{cell.method} is not counted ({error})")
+                continue
             total += part.iterations * known[key]
-    if counted and _KNOWN.parent.is_dir():
+    if len(known) > before and _KNOWN.parent.is_dir():
         records.write(_KNOWN, known)
     return total
 

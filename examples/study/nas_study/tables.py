@@ -14,7 +14,6 @@ import csv
 import io
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -25,6 +24,7 @@ import numpy as np
 from nas_study import records
 from nas_study.grid import BASE, Cell, Study, derived, predicted, prepared, trained
 from nnunet_nas.cli.common import format_table
+from nnunet_nas.errors import NasError
 from nnunet_nas.files import replace_file
 
 FOLDER = Path("tables")
@@ -107,6 +107,9 @@ def _spent(study: Study, cell: Cell) -> tuple[float, float]:
 
 def compare(study: Study, dataset: int, base: str, lines: Sequence[Line]) -> list[str]:
     """Adds differences to the rows of a base; returns what could not be compared."""
+    from nnunet_nas.evaluation import job
+    from nnunet_nas.evaluation.job import CompareSettings
+
     problems = []
     present = {line.method: line for line in lines if line.seeds}
     references: dict[str, list[str]] = {}
@@ -120,15 +123,13 @@ def compare(study: Study, dataset: int, base: str, lines: Sequence[Line]) -> lis
         models = [_runs(study, dataset, base, method) for method in (reference, *others)]
         folder = FOLDER / "compare" / f"{dataset}_{base}_{reference}"
         folder.mkdir(parents=True, exist_ok=True)
-        words = ["nnunet_nas", "compare", "-m", *models, "-margin", str(study.content["margin"])]
-        words += ["-o", str(folder), "--json", "--common"]
-        program = str(Path(sys.executable).parent / words[0])
-        done = subprocess.run([program, *words[1:]], capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            problems.append(f"data set {dataset}, base {base}: compare ended with {done.returncode}: {last}")
+        try:
+            report = job.run(CompareSettings(models=models, margin=study.content["margin"], common=True))
+            job.write(report, folder)
+        except NasError as error:
+            problems.append(f"data set {dataset}, base {base}: {', '.join(others)} cannot be compared ({error})")
             continue
-        for method, comparison in zip(others, json.loads(done.stdout)["comparisons"], strict=True):
+        for method, comparison in zip(others, report.to_json()["comparisons"], strict=True):
             overall, line = comparison["rows"][0], present[method]
             line.against, line.difference = reference, overall["difference"]
             if overall.get("interval"):
