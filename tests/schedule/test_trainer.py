@@ -91,6 +91,17 @@ def test_a_warm_start_takes_all_weights_and_only_once(planned):
     assert not all(value.equal(given[key]) for key, value in weights_of(resumed).items())
 
 
+def test_a_warm_start_of_each_fold_has_its_own_checkpoint(planned):
+    first, second = (make_backbone(planned, fold=fold, seed=fold + 1) for fold in (0, 1))
+    template = str(first.parents[1] / "fold_{fold}" / first.name)
+    set_settings(planned, "2d", "schedule", initial_checkpoint=template)
+    for fold, path in ((0, first), (1, second)):
+        trainer = make_trainer(nnUNetTrainerScheduled, planned, fold=fold)
+        trainer.initialize()
+        given = torch.load(path, weights_only=False)["network_weights"]
+        assert all(value.equal(given[key]) for key, value in weights_of(trainer).items())
+
+
 def test_a_checkpoint_of_another_network_is_refused(planned, tmp_path, capsys):
     path = tmp_path / "other.pth"
     torch.save({"network_weights": {"a.weight": torch.from_numpy(np.zeros(3, dtype=np.float32))}}, path)
