@@ -229,6 +229,8 @@ class SearchTrainer(ResumableTrainer):
                 self._require_untouched()
             if self.resumed_from is None or not self.finished:
                 self._search()
+            else:
+                self.resume_random_numbers(self.resumed_from["random"])
             self.on_train_end()
 
     def _search(self) -> None:
@@ -345,6 +347,7 @@ class SearchTrainer(ResumableTrainer):
         """Decides, saves everything, and tells about it."""
         self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
         self.decide()
+        self.keep_plain_log()
         self.current_epoch += 1
         self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
         if self.local_rank == 0 and not self.disable_checkpointing:

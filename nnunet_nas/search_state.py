@@ -62,11 +62,18 @@ class ResumableTrainer(ConfiguredTrainer):
             "base_digest": self.base_digest,
             "settings": json.dumps(vars(self.settings)),
             "current_epoch": self.current_epoch,
-            "logging": json.dumps(self.logger.get_checkpoint(), default=float),
+            "logging": self._log_as_text(),
             "grad_scaler": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
             "random": random_states(),
             "search": {**self.search_state(), **shared},
         }
+
+    def _log_as_text(self) -> str:
+        return json.dumps(self.logger.get_checkpoint(), default=float)
+
+    def keep_plain_log(self) -> None:
+        """Turns nnU-Net's records into what a restart finds: NumPy's numbers round the running mean of the Dice."""
+        self.logger.load_checkpoint(json.loads(self._log_as_text()))
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """Restores a search exactly (nnU-Net calls it for `--c` and `--val`)."""

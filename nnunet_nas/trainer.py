@@ -153,9 +153,13 @@ class ModelTrainer(ConfiguredTrainer):
     """Leaves ordinary models: the checkpoints name nnU-Net's own trainer, which predicts with what the plans name.
 
     One is kept after every epoch, with the random states, so that `--c` ends as an uninterrupted training would.
+
+    Attributes:
+        resumed: whether a checkpoint was loaded; `--c` on a training that was killed before its first one begins anew.
     """
 
     states = ("_random_states",)
+    resumed = False
     _random_states: dict[str, Any] | None = None
 
     def follow_settings(self) -> None:
@@ -175,10 +179,18 @@ class ModelTrainer(ConfiguredTrainer):
 
     def on_epoch_start(self) -> None:
         """nnU-Net's; a training that goes on has drawn random numbers for its preparations until here."""
+        self._resume_kept_random_numbers()
+        super().on_epoch_start()
+
+    def on_train_end(self) -> None:
+        """nnU-Net's; a training that was killed after its last epoch comes here at once."""
+        self._resume_kept_random_numbers()
+        super().on_train_end()
+
+    def _resume_kept_random_numbers(self) -> None:
         if self._random_states is not None:
             self.resume_random_numbers(self._random_states)
             self._random_states = None
-        super().on_epoch_start()
 
     def on_epoch_end(self) -> None:
         """nnU-Net's, then everything is kept."""
@@ -189,6 +201,7 @@ class ModelTrainer(ConfiguredTrainer):
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """nnU-Net's, of a file that is read with care first (nnU-Net does not)."""
+        self.resumed = True
         with exit_with_one_line(), self.going_on():
             content = filename_or_checkpoint
             if isinstance(content, str):

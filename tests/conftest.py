@@ -182,10 +182,8 @@ def write_case(folder, case, shape, patch_size):
     nnUNetDatasetBlosc2.save_case(data, seg, properties, str(folder / case), chunks, blocks)
 
 
-@pytest.fixture(scope="session")
-def fake_preprocessed(tmp_path_factory):
+def write_dataset(dataset):
     """The data set that the tests copy; its 2-D cases are smaller and larger than the patch."""
-    dataset = tmp_path_factory.mktemp("nnUNet_preprocessed") / DATASET
     shapes = {"2d": (3, 40, 28), "3d_lowres": (10, 18, 18), "3d_fullres": (10, 36, 36)}
     plans = default_plans()
     for name, shape in shapes.items():
@@ -214,6 +212,13 @@ def fake_preprocessed(tmp_path_factory):
             "spacings": [[3.0, 1.0, 1.0]] * len(CASES),
         },
     )
+
+
+@pytest.fixture(scope="session")
+def fake_preprocessed(tmp_path_factory):
+    """`write_dataset` once; tests that change it ask for `dataset`."""
+    dataset = tmp_path_factory.mktemp("nnUNet_preprocessed") / DATASET
+    write_dataset(dataset)
     return dataset
 
 

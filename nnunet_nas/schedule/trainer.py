@@ -55,7 +55,7 @@ class nnUNetTrainerScheduled(ModelTrainer):
         seed_everything(self.settings.seed)
         with exit_with_one_line():
             super().initialize()
-            if self.settings.initial_checkpoint and not self.goes_on:
+            if self.settings.initial_checkpoint and not self.resumed:
                 self._take_over(Path(self.settings.initial_checkpoint.replace("{fold}", str(self.fold))))
 
     def on_train_start(self) -> None:

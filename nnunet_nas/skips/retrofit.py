@@ -47,7 +47,6 @@ class nnUNetTrainerIACRetrofit(ModelTrainer):
             super().__init__(plans, configuration, fold, dataset_json, device)
         self.follow_settings()
         self.initial_lr = self._initial_rate()
-        self._resumed = False
 
     def _initial_rate(self) -> float:
         if self.settings.initial_lr is not None:
@@ -75,7 +74,7 @@ class nnUNetTrainerIACRetrofit(ModelTrainer):
         with exit_with_one_line():
             if not self.was_initialized:
                 self.initialize()
-            if not self._resumed:
+            if not self.resumed:
                 self.start_from_backbone()
             super().on_train_start()
 
@@ -162,8 +161,7 @@ class nnUNetTrainerIACRetrofit(ModelTrainer):
         return results / self.plans.dataset_name / self.record["search_folder"]
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        """nnU-Net's; a training that goes on does not start from the backbone again."""
-        self._resumed = True
+        """nnU-Net's; images are mirrored as before."""
         super().load_checkpoint(filename_or_checkpoint)
         self.inherit_mirroring(self.inference_allowed_mirroring_axes)
 

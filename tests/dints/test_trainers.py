@@ -140,6 +140,7 @@ def test_interrupted_and_continued_it_ends_bit_for_bit_as_without(searchable, ep
     for name, value in straight.history.arrays().items():
         if name != "seconds":
             np.testing.assert_array_equal(again.history.arrays()[name], value, err_msg=name)
+    assert again.logger.get_value("ema_fg_dice", None) == straight.logger.get_value("ema_fg_dice", None)
     assert (Path(straight.output_folder) / "topology.json").read_bytes() == topology
     assert read_plans(searchable)["configurations"][NAME]["architecture"] == result
 

@@ -208,10 +208,13 @@ def test_killed_before_the_plans_were_written_it_only_writes_them(searchable, mo
     trainer = make_trainer(nnUNetTrainerIACLTHSearch, searchable)
     kill_in(trainer, "_add_results")
     assert "2d_iaclth" not in read_plans(searchable)["configurations"]
+    final = Path(trainer.output_folder) / "checkpoint_final.pth"
+    random_numbers = torch.load(final, weights_only=True)["random"]["torch"]
     monkeypatch.setattr(nnUNetTrainerIACLTHSearch, "train_step", None)
     again = search(nnUNetTrainerIACLTHSearch, searchable, resume=True)
     assert "2d_iaclth" in read_plans(searchable)["configurations"]
     assert again.genotype() == trainer.genotype()
+    assert torch.load(final, weights_only=True)["random"]["torch"].equal(random_numbers)
 
 
 @NO_PICTURES

@@ -86,9 +86,34 @@ def test_a_warm_start_takes_all_weights_and_only_once(planned):
     given = torch.load(path, weights_only=False)["network_weights"]
     assert any("seg_layers" in key for key in given)
     assert all(value.equal(given[key]) for key, value in weights_of(trainer).items())
+    trainer.run_training()
+    path.unlink()
     resumed = scheduled(planned, resume=True)
-    resumed.initialize()
-    assert not all(value.equal(given[key]) for key, value in weights_of(resumed).items())
+    resumed.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    assert all(value.equal(weights_of(trainer)[key]) for key, value in weights_of(resumed).items())
+
+
+def test_a_warm_start_that_was_killed_before_its_first_checkpoint_starts_warm_again(planned):
+    path = make_backbone(planned)
+    set_settings(planned, "2d", "schedule", initial_checkpoint=str(path))
+    # nnU-Net's --c trains anew, and loads nothing, where there is no checkpoint.
+    trainer = scheduled(planned, resume=True)
+    trainer.initialize()
+    given = torch.load(path, weights_only=False)["network_weights"]
+    assert all(value.equal(given[key]) for key, value in weights_of(trainer).items())
+
+
+@pytest.mark.parametrize("kept", ["checkpoint_latest.pth", "checkpoint_final.pth"])
+def test_a_training_that_was_killed_after_its_last_epoch_ends_with_the_same_random_numbers(planned, kept):
+    trainer = scheduled(planned)
+    trainer.run_training()
+    final = Path(trainer.output_folder) / "checkpoint_final.pth"
+    expected = torch.load(final, weights_only=False)["nnunet_nas_random"]["torch"]
+    final.rename(final.with_name(kept))
+    resumed = scheduled(planned, resume=True)
+    resumed.load_checkpoint(str(final.with_name(kept)))
+    resumed.run_training()
+    assert torch.load(final, weights_only=False)["nnunet_nas_random"]["torch"].equal(expected)
 
 
 def test_a_warm_start_of_each_fold_has_its_own_checkpoint(planned):
