@@ -1,6 +1,6 @@
 """Searches and trainings that are killed at any instant must end as those that nobody disturbed.
 
-One trial: `nnUNetv2_train` is started, killed one to three times and called again with `--c` until it is done. It is
+One trial: `nnUNetv2_train` is started, killed one to six times and called again with `--c` until it is done. It is
 killed at a random instant, or right before one of its changes on the disk (a file is opened for writing, renamed,
 removed, its mode is set), each equally likely: so between the temporary file and its name, before the first
 checkpoint, and while the result goes into the plans. Compared is everything that is left but times: the plans, the
@@ -25,7 +25,7 @@ from campaign import Campaign, last_line
 from processes import Program, train, warm_up, watch_changes
 
 _FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-_MOST_KILLS = 3
+_MOST_KILLS = 6
 # What differs between two runs of the same: when, how long, where.
 _OF_THE_RUN = {"seconds", "epoch_start_timestamps", "epoch_end_timestamps", "created", "init_args"}
 _NOT_COMPARED = ("debug.json", "training_log", ".png", ".lock")
@@ -120,7 +120,7 @@ def killed(campaign: Campaign, seed: int, name: str) -> None:
             campaign.fail(seed, f"{name}, killed {', '.join(fates[:-1])}: {last_line(program.said)}")
         _require_whole(campaign, seed, plans)
         goes_on = ("--c",)
-    for _ in range(rng.randint(1, 2)):  # what is done stays as it is
+    for _ in range(rng.choice((1, 1, 1, 2))):  # what is done stays as it is
         program = _start(root, job, goes_on, None)
         if program.wait() or "Traceback" in program.said:
             campaign.fail(seed, f"{name}, killed {', '.join(fates)}: does not go on: {last_line(program.said)}")

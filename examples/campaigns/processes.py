@@ -51,7 +51,10 @@ class Program:
     Attributes:
         pid: of the fork.
         log: file of what it prints.
+        code: its exit code, negative for a signal, once somebody waited for its end.
     """
+
+    code: int | None = None
 
     def __init__(self, function: Callable[[], Any], log: Path) -> None:
         self.log = log
@@ -61,8 +64,10 @@ class Program:
             _be(function, log)
 
     def wait(self) -> int:
-        """Until it ends; returns the exit code, negative for a signal."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        """Until it ends; returns the exit code."""
+        if self.code is None:
+            self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.code
 
     def kill_after(self, seconds: float) -> int:
         """Kills it if it still runs by then; returns the exit code."""
@@ -70,7 +75,8 @@ class Program:
         while time.monotonic() < deadline:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
-                return os.waitstatus_to_exitcode(status)
+                self.code = os.waitstatus_to_exitcode(status)
+                return self.code
             time.sleep(0.002)
         os.kill(self.pid, signal.SIGKILL)
         return self.wait()
@@ -92,6 +98,8 @@ def _be(function: Callable[[], Any], log: Path) -> None:
         code = int(function() or 0)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if isinstance(stop.code, str):
+            print(stop.code)
     except BaseException:  # noqa: BLE001 (as the interpreter would end)
         traceback.print_exc()
     finally:

@@ -24,10 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 import broken_files
 import kills
+import writers
 from campaign import Campaign
 
 # What forks comes first: its processes must find nothing computed here.
-KINDS = {**kills.KINDS, **broken_files.KINDS}
+KINDS = {**kills.KINDS, **writers.KINDS, **broken_files.KINDS}
 GROUPS = {"kills": list(kills.KINDS), "files": list(broken_files.KINDS), "all": list(KINDS)}
 
 
