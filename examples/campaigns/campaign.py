@@ -17,12 +17,13 @@ class Campaign:
     Attributes:
         root: folder of nnU-Net's three folders and of whatever else the kind needs.
         tried: calls, kills, additions.
+        refused: of them, in one line.
         failed: one line each, with the seed that repeats it.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.tried = 0
+        self.tried = self.refused = 0
         self.failed: list[str] = []
 
     def fail(self, seed: int, what: str) -> None:
@@ -34,6 +35,7 @@ class Campaign:
         before = unchanged.read_bytes() if unchanged else b""
         code, said = command(*words)
         self.tried += 1
+        self.refused += code not in (0, 1)
         if code == 1 or "Traceback" in said:
             self.fail(seed, f"{' '.join(words)}: {last_line(said)}")
         if code and unchanged and unchanged.read_bytes() != before:
@@ -46,6 +48,7 @@ class Campaign:
         try:
             function()
         except NasError as error:
+            self.refused += 1
             if "\n" in str(error):
                 self.fail(seed, f"a message of several lines: {error}")
         except Exception as error:  # noqa: BLE001 (whatever comes through is a failure)

@@ -24,11 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 import broken_files
 import kills
+import replans
 import writers
 from campaign import Campaign
 
 # What forks comes first: its processes must find nothing computed here.
-KINDS = {**kills.KINDS, **writers.KINDS, **broken_files.KINDS}
+KINDS = {**kills.KINDS, **writers.KINDS, **replans.KINDS, **broken_files.KINDS}
 GROUPS = {"kills": list(kills.KINDS), "files": list(broken_files.KINDS), "all": list(KINDS)}
 
 
@@ -52,10 +53,10 @@ def main() -> int:
     parser.add_argument("-seed", "-S", type=int, default=0, help="the first (default: %(default)s)")
     args = parser.parse_args()
     failed = 0
-    print(f"{'kind':<16}  tried  failed", flush=True)
+    print(f"{'kind':<20}  tried  refused  failed", flush=True)
     for kind in GROUPS.get(args.kind, [args.kind]):
         campaign = run(kind, args.seed, args.n)
-        print(f"{kind:<16}  {campaign.tried:>5}  {len(campaign.failed):>6}", flush=True)
+        print(f"{kind:<20}  {campaign.tried:>5}  {campaign.refused:>7}  {len(campaign.failed):>6}", flush=True)
         for line in campaign.failed:
             print(f"  {line}", flush=True)
         failed += len(campaign.failed)
