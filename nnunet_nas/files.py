@@ -9,7 +9,7 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,17 @@ _PAUSE_SECONDS = 0.02
 _RECENT_SECONDS = 2.0
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, *, last_check: Callable[[], None] = lambda: None) -> None:
     """Writes `content` to `path` so that a reader sees either the old file or the new one, never a part.
 
     The content goes to a temporary file in the same folder, is flushed to the disk and renamed. A symbolic link is
     followed (the file that it points to is replaced); permissions and group of an existing file are kept, the group
     only by a member of it.
+
+    Args:
+        path: the file.
+        content: its new content.
+        last_check: called when the rename alone is left; what it raises leaves the old file.
 
     Raises:
         EnvironmentProblem: no permission or no space; the old file is as it was and no temporary file is left.
@@ -47,6 +52,7 @@ def replace_file(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         _keep_group(temporary, target)
         temporary.chmod(_mode_for(target))
+        last_check()
         temporary.replace(target)
         _sync_folder(target.parent)
     except OSError as error:

@@ -23,7 +23,7 @@ from datetime import datetime, timezone
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from nnunet_nas import __version__
 from nnunet_nas.environment import dataset_number, folder_from_environment
@@ -48,6 +48,7 @@ _LOCK_SECONDS = 60.0
 # that had read the file before may come.
 _PATIENCE_SECONDS = 0.5
 _AFTERMATH_SECONDS = 0.05
+_ATTEMPTS = 5
 _VERSIONED = ("nnunetv2", "torch", "dynamic-network-architectures")
 
 
@@ -221,21 +222,23 @@ class Plans:
             before = _canonical(plans.content) if path.exists() else None
             yield plans
             if _canonical(plans.content) != before:
-                replace_file(path, json.dumps(plans.content, indent=4).encode())
-                plans._require_written()
+                plans._write(before)
 
-    def _require_written(self) -> None:
-        """Notices a program without our lock that had read the file before we wrote it, and wrote it after us.
+    def _write(self, before: str | None) -> None:
+        """Replaces the file, and loses nothing to a program without our lock, nor anything of it.
+
+        Args:
+            before: the canonical content that was read; None: there was no file.
 
         Raises:
-            EnvironmentProblem: the file is not what was written.
+            Overtaken: such a program wrote the file meanwhile; what it wrote stands there.
         """
-        time.sleep(_AFTERMATH_SECONDS)
+        with contextlib.closing(_Unlocked(self.path, before)) as rival:
+            replace_file(self.path, json.dumps(self.content, indent=4).encode(), last_check=rival.require_absence)
+            time.sleep(_AFTERMATH_SECONDS)
+            rival.give_back()
         if _canonical(Plans.read(self.path).content) != _canonical(self.content):
-            raise EnvironmentProblem(
-                f"another program has written {self.path} at the same moment (nnU-Net's planning?), and what was added "
-                f"is lost: wait until it has ended, then run the same command again"
-            )
+            raise Overtaken(self.path)
 
     @classmethod
     def _starting_from(cls, path: Path, source: Path | None) -> Plans:
@@ -411,8 +414,15 @@ class Plans:
             DataProblem: a base changed, a name is taken, or a plans file is broken.
             EnvironmentProblem: no permission, no space, or another process keeps the lock. The file is as it was.
         """
-        with Plans.edited(self.beside(output), self.path) as plans:
-            return plans._extend(derived, overwrite=overwrite, renew_records=renew_records, otherwise=otherwise)
+        attempts = 0
+        while True:
+            try:
+                with Plans.edited(self.beside(output), self.path) as plans:
+                    return plans._extend(derived, overwrite=overwrite, renew_records=renew_records, otherwise=otherwise)
+            except Overtaken:
+                attempts += 1
+                if attempts == _ATTEMPTS:
+                    raise
 
     def check(
         self, derived: Sequence[DerivedConfiguration], *, output: str | None = None, overwrite: bool = False
@@ -543,6 +553,62 @@ class Plans:
                 f"cannot list {folder} ({error.strerror}), so {name} may have been trained and is not replaced: make "
                 f"it readable for you"
             ) from error
+
+
+class Overtaken(EnvironmentProblem):
+    """A program without our lock wrote the plans while they were edited."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"another program has written {path} at the same moment (nnU-Net's planning?), and what was added is lost: "
+            f"wait until it has ended, then run the same command again"
+        )
+
+
+class _Unlocked:
+    """Notices programs that write a plans file in place without our lock, as nnU-Net's planning does.
+
+    Such a program may have the file open while ours takes its name: it then writes into a file that nobody finds. That
+    one is kept open here.
+    """
+
+    def __init__(self, path: Path, before: str | None) -> None:
+        self.path, self.before = path, before
+        self._file: BinaryIO | None = None
+        self._content = b""
+
+    def require_absence(self) -> None:
+        """Right before the file is replaced; raises Overtaken if it is not as it was read."""
+        if self.path.exists():
+            self._file = self.path.open("rb")
+            self._content = self._file.read()
+        if _canonical_or_none(self._content) != self.before:
+            raise Overtaken(self.path)
+
+    def give_back(self) -> None:
+        """After the replacement; what was written into the replaced file takes its place again, and raises Overtaken."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while self._file is not None and time.monotonic() < deadline:
+            self._file.seek(0)
+            content = self._file.read()
+            if content == self._content:
+                return
+            if _canonical_or_none(content) is not None:
+                replace_file(self.path, content)
+                raise Overtaken(self.path)
+            time.sleep(_AFTERMATH_SECONDS)
+
+    def close(self) -> None:
+        """Forgets the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def _canonical_or_none(content: bytes) -> str | None:
+    try:
+        return _canonical(json.loads(content))
+    except ValueError:  # not JSON: nothing yet, or a part
+        return None
 
 
 def _way_out(path: Path) -> str:

@@ -462,8 +462,8 @@ def test_what_another_program_overwrites_at_the_same_moment_is_said(plans_file, 
     planned = read(plans_file)
     write = replace_file
 
-    def overtaken(path, content):
-        write(path, content)
+    def overtaken(path, content, **options):
+        write(path, content, **options)
         path.write_text(json.dumps(planned, indent=4))
 
     monkeypatch.setattr("nnunet_nas.plans.replace_file", overtaken)
@@ -471,6 +471,58 @@ def test_what_another_program_overwrites_at_the_same_moment_is_said(plans_file, 
         add(plans_file, 8)
     monkeypatch.undo()
     assert add(plans_file, 8) == ["2d_xtiny8"]
+
+
+def in_place(path, number):
+    """What nnU-Net's planning does, which keeps configurations that it does not know."""
+    content = read(path)
+    content["configurations"]["3d_fullres"]["batch_size"] = number
+    with path.open("r+") as file:
+        file.truncate()
+        json.dump(content, file, indent=4)
+
+
+@pytest.mark.parametrize("moment", ["before", "during", "after"])
+def test_nothing_of_a_program_that_writes_at_the_same_moment_is_lost(plans_file, monkeypatch, moment):
+    numbers = iter([17])
+
+    def write(path, content, *, last_check=lambda: None):
+        number = next(numbers, None)
+        if number is None:
+            replace_file(path, content, last_check=last_check)
+        elif moment == "before":
+            in_place(path, number)
+            replace_file(path, content, last_check=last_check)
+        elif moment == "after":
+            planned = read(path)
+            planned["configurations"]["3d_fullres"]["batch_size"] = number
+            replace_file(path, content, last_check=last_check)
+            path.write_text(json.dumps(planned))
+        else:
+            planned = read(path)
+            planned["configurations"]["3d_fullres"]["batch_size"] = number
+            with path.open("r+") as file:  # which has no name by the time that it is written
+                replace_file(path, content, last_check=last_check)
+                file.truncate()
+                json.dump(planned, file)
+
+    monkeypatch.setattr("nnunet_nas.plans.replace_file", write)
+    assert add(plans_file, 8) == ["2d_xtiny8"]
+    found = read(plans_file)["configurations"]
+    assert "2d_xtiny8" in found
+    assert found["3d_fullres"]["batch_size"] == 17
+    assert no_leftovers(plans_file.parent)
+
+
+def test_half_a_file_of_a_program_that_died_does_not_replace_what_was_added(plans_file, monkeypatch):
+    def write(path, content, *, last_check=lambda: None):
+        with path.open("r+") as file:
+            replace_file(path, content, last_check=last_check)
+            file.truncate(100)
+
+    monkeypatch.setattr("nnunet_nas.plans.replace_file", write)
+    assert add(plans_file, 8) == ["2d_xtiny8"]
+    assert "2d_xtiny8" in read(plans_file)["configurations"]
 
 
 def test_a_configuration_whose_base_is_gone_is_stale(plans_file):
