@@ -586,7 +586,7 @@ class _Unlocked:
             raise Overtaken(self.path)
 
     def give_back(self) -> None:
-        """After the replacement; what was written into the replaced file takes its place again, and raises Overtaken."""
+        """After the replacement; raises Overtaken if the replaced file was written, which takes its place again."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while self._file is not None and time.monotonic() < deadline:
             self._file.seek(0)
