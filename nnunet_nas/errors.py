@@ -5,10 +5,14 @@ ends with exit code 1.
 """
 
 import contextlib
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Iterator
+
+# What the system says of a full disk, and of one that is full for this user.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class NasError(Exception):
@@ -51,12 +55,21 @@ def exit_with_one_line() -> Iterator[None]:
     """Ends the program with the message of a `NasError` and its exit code, for code that nnU-Net's commands call.
 
     nnU-Net's command line shows a traceback for whatever is raised; SystemExit ends it quietly. The traceback is
-    shown when NNUNET_NAS_VERBOSE is set.
+    shown when NNUNET_NAS_VERBOSE is set. A full disk ends it likewise, whoever was writing.
     """
     try:
         yield
     except NasError as error:
-        if os.environ.get("NNUNET_NAS_VERBOSE"):
-            traceback.print_exc()
-        print(f"nnunet_nas: {printable(str(error))}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from error
+        _exit(error, str(error), error.exit_code)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = f" to write {error.filename}" if error.filename else ""
+        _exit(error, f"no space left{where}: free some space, then go on with --c", EnvironmentProblem.exit_code)
+
+
+def _exit(error: Exception, message: str, code: int) -> None:
+    if os.environ.get("NNUNET_NAS_VERBOSE"):
+        traceback.print_exc()
+    print(f"nnunet_nas: {printable(message)}", file=sys.stderr)
+    raise SystemExit(code) from error

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import stat
 import tempfile
 import time
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from nnunet_nas.errors import DataProblem, EnvironmentProblem
+from nnunet_nas.errors import FULL, DataProblem, EnvironmentProblem
 
 # Python's own limit is a thousand, of which copying and comparing take several for every level.
 _DEEPEST = 50
@@ -25,8 +26,8 @@ def replace_file(path: Path, content: bytes, *, last_check: Callable[[], None] =
     """Writes `content` to `path` so that a reader sees either the old file or the new one, never a part.
 
     The content goes to a temporary file in the same folder, is flushed to the disk and renamed. A symbolic link is
-    followed (the file that it points to is replaced); permissions and group of an existing file are kept, the group
-    only by a member of it.
+    followed (the file that it points to is replaced). An existing file keeps its permissions, access control list,
+    extended attributes and, if we are a member of it, its group; a new one gets what the folder gives to new files.
 
     Args:
         path: the file.
@@ -40,18 +41,21 @@ def replace_file(path: Path, content: bytes, *, last_check: Callable[[], None] =
     if target.exists() and not os.access(target, os.W_OK):
         # Renaming needs permission for the folder only; a file that its owner closed is not ours to replace.
         raise _cannot_write(target, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+        # Closed until it is as open as the old file; the system's own default for a new one.
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if target.exists() else 0o666)
     except OSError as error:
         raise _cannot_write(target, error) from error
-    temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        _keep_group(temporary, target)
-        temporary.chmod(_mode_for(target))
+        if target.exists():
+            _keep_group(temporary, target)
+            _keep_attributes(temporary, target)
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         last_check()
         temporary.replace(target)
         _sync_folder(target.parent)
@@ -174,15 +178,6 @@ def locked(path: Path, *, timeout: float, busy: str) -> Iterator[None]:
         lock.release()
 
 
-def _mode_for(target: Path) -> int:
-    """The permissions of the file to be replaced, or those that a plain `open` would give a new one."""
-    if target.exists():
-        return stat.S_IMODE(target.stat().st_mode)
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
-
-
 def _lock_mode(folder: Path) -> int:
     """Whoever may add files to the folder may take the lock; it has no content to protect."""
     try:
@@ -194,12 +189,27 @@ def _lock_mode(folder: Path) -> int:
 
 def _keep_group(temporary: Path, target: Path) -> None:
     """The group of the file to be replaced, where the system has groups and lets us."""
-    if not hasattr(os, "chown") or not target.exists():
+    if not hasattr(os, "chown"):
         return
     group = target.stat().st_gid
     if temporary.stat().st_gid != group:
         with contextlib.suppress(PermissionError):
             os.chown(temporary, -1, group)
+
+
+def _keep_attributes(temporary: Path, target: Path) -> None:
+    """Access control list and other extended attributes, where the system has them and lets us."""
+    if not hasattr(os, "listxattr"):
+        return
+    with contextlib.suppress(OSError):
+        kept = os.listxattr(target)
+        for name in kept:
+            with contextlib.suppress(OSError):
+                os.setxattr(temporary, name, os.getxattr(target, name))
+        # What the folder gives to new files, and the old one did not have.
+        for name in set(os.listxattr(temporary)) - set(kept):
+            with contextlib.suppress(OSError):
+                os.removexattr(temporary, name)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -216,7 +226,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _cannot_write(path: Path, error: OSError) -> EnvironmentProblem:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         return EnvironmentProblem(f"no space left to write {path}: nothing was changed, free some space and run again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return EnvironmentProblem(f"{path} cannot be written ({error.strerror}): make it writable for you")

@@ -281,7 +281,7 @@ class Plans:
             DataProblem: missing or not JSON.
         """
         mend = "run nnUNetv2_plan_and_preprocess for this data set again"
-        found: dict[str, Any] = read_json(self.path.with_name("dataset.json"), mend)
+        found: dict[str, Any] = read_json(self.path.with_name("dataset.json"), mend, patience=_PATIENCE_SECONDS)
         return found
 
     def method(self, name: str) -> str | None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -73,6 +74,49 @@ def test_an_existing_file_keeps_its_group(tmp_path):
     replace_file(path, b"new")
     assert path.stat().st_gid == NOBODY
     assert stat.S_IMODE(path.stat().st_mode) == 0o664
+
+
+# An access control list as Linux keeps it: owner rw, a user of this number rw, group r, at most rw, others r.
+ACCESS_LIST = struct.pack(
+    "<I" + "HHI" * 5,
+    *(2, 1, 6, 2**32 - 1, 2, 6, NOBODY, 4, 4, 2**32 - 1, 0x10, 6, 2**32 - 1, 0x20, 4, 2**32 - 1),
+)
+
+
+def give(path, name, value):
+    if not hasattr(os, "setxattr"):
+        pytest.skip("this system has no extended attributes")
+    try:
+        os.setxattr(path, name, value)
+    except OSError as error:
+        pytest.skip(f"the file system of {path.parent} has no {name} ({error.strerror})")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("system.posix_acl_access", ACCESS_LIST), ("user.checked_by", b"somebody")],
+    ids=["list", "attribute"],
+)
+def test_an_existing_file_keeps_its_access_control_list_and_attributes(tmp_path, name, value):
+    path = tmp_path / "plans.json"
+    path.write_bytes(b"old")
+    path.chmod(0o664)
+    give(path, name, value)
+    replace_file(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert os.getxattr(path, name) == value
+    assert stat.S_IMODE(path.stat().st_mode) == 0o664
+
+
+def test_a_folder_that_opens_new_files_to_a_user_opens_ours_and_leaves_old_ones_closed(tmp_path):
+    (tmp_path / "old.json").write_bytes(b"old")
+    give(tmp_path, "system.posix_acl_default", ACCESS_LIST)
+    (tmp_path / "plain.json").write_bytes(b"new")
+    for name in ("new.json", "old.json"):
+        replace_file(tmp_path / name, b"new")
+    plain, new = (os.getxattr(tmp_path / name, "system.posix_acl_access") for name in ("plain.json", "new.json"))
+    assert new == plain
+    assert "system.posix_acl_access" not in os.listxattr(tmp_path / "old.json")
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="permissions of POSIX")

@@ -13,6 +13,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -102,26 +103,25 @@ class Whole:
 def killed(campaign: Campaign, seed: int, name: str) -> None:
     """One trial of a job."""
     warm_up()
-    whole = _whole(campaign.root, name)
+    whole = undisturbed(campaign.root, name)
     rng, job, root = random.Random(f"{name} {seed}"), JOBS[name], campaign.root / "trial"
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(whole.start, root, symlinks=True)
-    plans = root / "nnUNet_preprocessed" / "Dataset011_Fake" / "nnUNetPlans.json"
     fates, goes_on = [], ()
     for _ in range(rng.randint(1, _MOST_KILLS)):
         instant = rng.uniform(0, whole.seconds) if rng.random() < 0.5 else None
         # Fewer are left of those that come later; the first kill hits always.
         change = None if instant is not None else rng.randint(1, max(1, whole.changes // (len(fates) + 1)))
         fates.append(f"after {instant:.2f} s" if instant is not None else f"before change {change}")
-        program = _start(root, job, goes_on, change)
+        program = start(root, job, goes_on, change, campaign.root / "log")
         code = program.wait() if instant is None else program.kill_after(instant)
-        campaign.tried += code == -9
-        if code not in (0, -9):
+        campaign.tried += code == -signal.SIGKILL
+        if code not in (0, -signal.SIGKILL):
             campaign.fail(seed, f"{name}, killed {', '.join(fates[:-1])}: {last_line(program.said)}")
-        _require_whole(campaign, seed, plans)
+        require_whole(campaign, seed, root)
         goes_on = ("--c",)
     for _ in range(rng.choice((1, 1, 1, 2))):  # what is done stays as it is
-        program = _start(root, job, goes_on, None)
+        program = start(root, job, goes_on, None, campaign.root / "log")
         if program.wait() or "Traceback" in program.said:
             campaign.fail(seed, f"{name}, killed {', '.join(fates)}: does not go on: {last_line(program.said)}")
             return
@@ -129,35 +129,42 @@ def killed(campaign: Campaign, seed: int, name: str) -> None:
         campaign.fail(seed, f"{name}, killed {', '.join(fates)}: {difference}")
 
 
-def _require_whole(campaign: Campaign, seed: int, plans: Path) -> None:
+def require_whole(campaign: Campaign, seed: int, root: Path) -> None:
+    """Fails where the plans are no JSON."""
     try:
-        json.loads(plans.read_text())
+        _plans(root)
     except ValueError as error:
         campaign.fail(seed, f"the plans are broken: {error}")
 
 
-def _start(root: Path, job: Job, more: tuple[str, ...], change: int | None) -> Program:
+def _plans(root: Path) -> Any:
+    return json.loads((root / "nnUNet_preprocessed" / "Dataset011_Fake" / "nnUNetPlans.json").read_text())
+
+
+def start(root: Path, job: Job, more: tuple[str, ...], change: int | None, log: Path) -> Program:
+    """Starts a job, which is killed right before a change on the disk, or not."""
+
     def run() -> None:
-        _use(root)
-        watch_changes(root, change)
+        use(root)
+        watch_changes(root, change, partial(os.kill, os.getpid(), signal.SIGKILL))
         train(*job.words(*more))
 
-    return Program(run, root / "log")
+    return Program(run, log)
 
 
-def _whole(root: Path, name: str) -> Whole:
+def undisturbed(root: Path, name: str) -> Whole:
     """The undisturbed run of a job, once for all trials."""
     folder, job = root / name, JOBS[name]
     start, done, counted = folder / "start", folder / "done", folder / "counted.json"
     if not counted.exists():
         if job.after:
-            _whole(root, job.after)
+            undisturbed(root, job.after)
         _finish(Program(partial(_prepare, start, job, root / job.after / "done" if job.after else None), root / "log"))
         shutil.copytree(start, done, symlinks=True)
 
         def run() -> None:
-            _use(done)
-            began, changes = time.monotonic(), watch_changes(done, None)
+            use(done)
+            began, changes = time.monotonic(), watch_changes(done)
             train(*job.words())
             counted.write_text(json.dumps([changes(), time.monotonic() - began]))
 
@@ -171,7 +178,7 @@ def _finish(program: Program) -> None:
         raise RuntimeError(program.said)
 
 
-def _use(root: Path) -> None:
+def use(root: Path) -> None:
     for name in _FOLDERS:
         (root / name).mkdir(parents=True, exist_ok=True)
         os.environ[name] = str(root / name)
@@ -186,9 +193,9 @@ def _prepare(root: Path, job: Job, before: Path | None) -> None:
     dataset = root / "nnUNet_preprocessed" / DATASET
     if before is not None:
         shutil.copytree(before, root)
-        _use(root)
+        use(root)
     else:
-        _use(root)
+        use(root)
         write_dataset(dataset)
     backbone = make_backbone(dataset)
     content = read_plans(dataset)
@@ -207,8 +214,7 @@ def outcome(root: Path, job: Job) -> dict[str, Any]:
 
     folder = job.folder(root)
     found: dict[str, Any] = {"files": sorted(path.name for path in folder.iterdir() if _is_compared(path))}
-    content = json.loads((root / "nnUNet_preprocessed" / "Dataset011_Fake" / "nnUNetPlans.json").read_text())
-    found["plans"] = content["configurations"]
+    found["plans"] = _plans(root)["configurations"]
     found["leftovers"] = sorted(path.name for path in root.rglob("*.tmp"))
     for path in folder.iterdir():
         if path.name.endswith(".json") and _is_compared(path):

@@ -108,8 +108,13 @@ def _be(function: Callable[[], Any], log: Path) -> None:
         os._exit(code)
 
 
-def watch_changes(folder: Path, count: int | None) -> Callable[[], int]:
-    """Counts what this process changes on the disk below a folder, and kills it right before change number `count`.
+def watch_changes(folder: Path, count: int | None = None, then: Callable[[], Any] = int) -> Callable[[], int]:
+    """Counts what this process changes on the disk below a folder, and does something right before one of them.
+
+    Args:
+        folder: that is watched.
+        count: of the change; the first is 1.
+        then: what is done.
 
     Returns:
         a function that says how many there were.
@@ -125,7 +130,7 @@ def watch_changes(folder: Path, count: int | None) -> Callable[[], int]:
             return
         seen += 1
         if seen == count:
-            os.kill(os.getpid(), signal.SIGKILL)
+            then()
 
     sys.addaudithook(watch)
     return lambda: seen

@@ -24,7 +24,9 @@ from nnunet_nas.runtime.preprocessing import SCHEMES
 from nnunet_nas.runtime.recipe import Component, Network, Normalisation, Recipe, Resampling
 
 _RESAMPLING = "resample_data_or_seg_to_shape"
-_KEEP_LARGEST = "remove_all_but_largest_component_from_segmentation"
+_KEEP_LARGEST = (
+    "nnunetv2.postprocessing.remove_connected_components", "remove_all_but_largest_component_from_segmentation"
+)  # fmt: skip
 _STATISTICS = ("mean", "std", "percentile_00_5", "percentile_99_5")
 
 
@@ -179,22 +181,32 @@ def _resampling(configuration: dict[str, Any], function: str) -> Resampling:
     return Resampling(int(settings["order"]), int(settings["order_z"]), settings["force_separate_z"])
 
 
+class _Steps(pickle.Unpickler):
+    """Reads nnU-Net's steps, and runs nothing: a pickle may name any function, and call it while it is read."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The one function that nnU-Net puts there."""
+        if (module, name) != _KEEP_LARGEST:
+            raise DataProblem(f"step {name} is not nnU-Net's: it cannot be exported")
+        return super().find_class(module, name)
+
+
 def _postprocessing(path: Path) -> tuple[Component, ...]:
-    """nnU-Net's steps; they are a pickle of the user's own lab, which is read here and nowhere else."""
+    """nnU-Net's steps."""
     try:
-        functions, arguments = pickle.loads(path.read_bytes())
-        steps = list(zip(functions, arguments, strict=True))
+        functions, arguments = _Steps(io.BytesIO(path.read_bytes())).load()
+        return tuple(_component(given) for _, given in zip(functions, arguments, strict=True))
+    except DataProblem as error:
+        raise DataProblem(f"{path}: {error}") from error
     except Exception as error:
         raise DataProblem(f"{path} is not nnU-Net's postprocessing ({one_line(error)})") from error
-    components = []
-    for function, given in steps:
-        if function.__name__ != _KEEP_LARGEST:
-            raise DataProblem(f"{path}: step {function.__name__} is not nnU-Net's: it cannot be exported")
-        chosen = given["labels_or_regions"]
-        values = {
-            int(value)
-            for entry in (chosen if isinstance(chosen, list) else [chosen])
-            for value in (entry if isinstance(entry, (tuple, list)) else (entry,))
-        }
-        components.append(Component(tuple(sorted(values)), int(given.get("background_label", 0))))
-    return tuple(components)
+
+
+def _component(given: dict[str, Any]) -> Component:
+    chosen = given["labels_or_regions"]
+    values = {
+        int(value)
+        for entry in (chosen if isinstance(chosen, list) else [chosen])
+        for value in (entry if isinstance(entry, (tuple, list)) else (entry,))
+    }
+    return Component(tuple(sorted(values)), int(given.get("background_label", 0)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -266,6 +267,27 @@ def test_a_postprocessing_that_is_none_is_refused(settings, tmp_path):
     (tmp_path / "postprocessing.pkl").write_bytes(pickle.dumps(([np.flip], [{}])))
     with pytest.raises(DataProblem, match="step flip is not nnU-Net's"):
         export(dataclasses.replace(settings, postprocessing=tmp_path / "postprocessing.pkl"))
+
+
+class Program:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_postprocessing_of_a_stranger_runs_nothing(settings, tmp_path):
+    path = tmp_path / "postprocessing.pkl"
+    path.write_bytes(pickle.dumps(([Program(tmp_path / "ran")], [{}])))
+    with pytest.raises(DataProblem, match="postprocessing.pkl: step mkdir is not nnU-Net's: it cannot be exported"):
+        export(dataclasses.replace(settings, postprocessing=path))
+    assert not (tmp_path / "ran").exists()
+    path.write_bytes(pickle.dumps(([remove_all_but_largest_component_from_segmentation], [{}])))
+    with pytest.raises(DataProblem, match="is not nnU-Net's postprocessing"):
+        export(dataclasses.replace(settings, postprocessing=path))
 
 
 def test_the_command_says_what_it_found(settings, tmp_path, capsys):
