@@ -41,10 +41,8 @@ def replace_file(path: Path, content: bytes, *, last_check: Callable[[], None] =
     if target.exists() and not os.access(target, os.W_OK):
         # Renaming needs permission for the folder only; a file that its owner closed is not ours to replace.
         raise _cannot_write(target, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        # Closed until it is as open as the old file; the system's own default for a new one.
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if target.exists() else 0o666)
+        handle, temporary = _create_beside(target)
     except OSError as error:
         raise _cannot_write(target, error) from error
     try:
@@ -63,6 +61,12 @@ def replace_file(path: Path, content: bytes, *, last_check: Callable[[], None] =
         raise _cannot_write(target, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _create_beside(target: Path) -> tuple[int, Path]:
+    """A temporary file: closed until it is as open as the old file, or as the system opens new ones."""
+    path = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if target.exists() else 0o666), path
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:

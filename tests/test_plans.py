@@ -807,9 +807,9 @@ def raise_os_error(code):
         (("os.fsync", errno.ENOSPC), "no space left"),
         (("os.fsync", errno.EDQUOT), "no space left"),
         (("os.fsync", errno.EIO), "check the disk"),
-        (("tempfile.mkstemp", errno.ENOSPC), "no space left"),
-        (("tempfile.mkstemp", errno.EROFS), "make it writable"),
-        (("tempfile.mkstemp", errno.EACCES), "make it writable"),
+        (("nnunet_nas.files._create_beside", errno.ENOSPC), "no space left"),
+        (("nnunet_nas.files._create_beside", errno.EROFS), "make it writable"),
+        (("nnunet_nas.files._create_beside", errno.EACCES), "make it writable"),
     ],
 )
 @pytest.mark.parametrize("output", [None, "tinyPlans"])
@@ -825,7 +825,7 @@ def test_a_failed_write_leaves_everything_as_it_was(plans_file, monkeypatch, fai
     assert add(plans_file, 8, output=output) == ["2d_xtiny8"]
 
 
-@pytest.mark.parametrize("function", ["os.fsync", "tempfile.mkstemp"])
+@pytest.mark.parametrize("function", ["os.fsync", "nnunet_nas.files._create_beside"])
 def test_a_failed_write_of_settings_leaves_everything_as_it_was(plans_file, monkeypatch, function):
     before = plans_file.read_bytes()
     with monkeypatch.context() as patch:
