@@ -2,7 +2,7 @@
 
     python examples/campaigns/run.py plans -n 500 -seed 1
     python examples/campaigns/run.py kills-iac_lth writers:5 -n 50 -seed 1
-    python examples/campaigns/run.py files -n 100 -seed 1
+    python examples/campaigns/run.py files -n 100 -seed 1 -o campaigns.csv
 
 Each kind tries seeds S, S+1, ... S+N-1 and is described in its module. Printed is a table of what was tried, how much
 of it was refused, and what failed; every failure is repeated with the seed that is printed beside it and -n 1. The
@@ -12,9 +12,12 @@ exit code is 1 if anything failed.
 from __future__ import annotations
 
 import argparse
+import csv
 import os
+import platform
 import sys
 import tempfile
+from datetime import date
 from pathlib import Path
 
 # Before NumPy and torch start threads, which forks would not have.
@@ -62,6 +65,16 @@ def chosen(words: list[str], count: int) -> dict[str, int]:
     return {kind: found[kind] for kind in KINDS if kind in found}
 
 
+def append(path: Path, kind: str, seed: int, count: int, campaign: Campaign) -> None:
+    """Adds a row to a table of campaigns, as it stands in `examples/evidence/campaigns.csv`."""
+    with path.open("a", newline="") as file:
+        rows = csv.writer(file)
+        if not file.tell():
+            rows.writerow(["kind", "first seed", "seeds", "tried", "refused", "failed", "date", "machine"])
+        counts = [campaign.tried, campaign.refused, len(campaign.failed)]
+        rows.writerow([kind, seed, count, *counts, f"{date.today()}", f"{platform.machine()}, {os.cpu_count()} cores"])
+
+
 def main() -> int:
     """Runs campaigns and prints their table; the exit code is 1 if anything failed."""
     parser = argparse.ArgumentParser(
@@ -72,6 +85,7 @@ def main() -> int:
     parser.add_argument("kinds", nargs="+", metavar="KIND[:N]", help="what is tried; see below")
     parser.add_argument("-n", type=int, default=100, help="seeds of each kind (default: %(default)s)")
     parser.add_argument("-seed", "-S", type=int, default=0, help="the first (default: %(default)s)")
+    parser.add_argument("-o", type=Path, metavar="FILE.csv", help="append the table there, with date and machine")
     args = parser.parse_args()
     try:
         counts = chosen(args.kinds, args.n)
@@ -84,6 +98,8 @@ def main() -> int:
         print(f"{kind:<20}  {campaign.tried:>5}  {campaign.refused:>7}  {len(campaign.failed):>6}", flush=True)
         for line in campaign.failed:
             print(f"  {line}", flush=True)
+        if args.o:
+            append(args.o, kind, args.seed, count, campaign)
         failed += len(campaign.failed)
     return int(failed > 0)
 
