@@ -10,9 +10,10 @@ RUN = Path(__file__).resolve().parents[1] / "examples/campaigns/run.py"
 SHARES = {"plans": 12, "settings": 100, "genotypes": 100, "topologies": 100, "summaries": 40, "histories": 60,
           "checkpoints": 60}  # fmt: skip
 # What forks, in a process of its own that has computed nothing yet.
-FORKS = {"writers": 1, "disk": 4, "disk-search": 1, "replans": 1,
-         "kills-iac": 1, "kills-iac_lth": 1, "kills-dints": 1, "kills-dints_evidence": 1, "kills-retrofit": 1,
-         "kills-schedule": 1, "kills-distill": 1}  # fmt: skip
+FORKS = {"kills-iac": 1, "kills-iac_lth": 1, "kills-dints": 1, "kills-retrofit": 1, "kills-schedule": 1,
+         "kills-distill": 1, "writers": 1, "replans": 1, "disk": 3}  # fmt: skip
+# Longer ways through the same code.
+BY_HAND = {"kills-dints_evidence", "disk-search"}
 
 
 @pytest.fixture
@@ -44,10 +45,10 @@ def test_kills_races_and_full_disks_leave_what_they_should():
     assert done.returncode == 0, done.stdout + done.stderr
     table = {line.split()[0]: int(line.split()[1]) for line in done.stdout.splitlines()[1:]}
     assert set(table) == set(FORKS)
-    assert all(tried > 0 for kind, tried in table.items() if kind != "disk-search"), table
+    assert min(table.values()) > 0, table
 
 
 def test_every_kind_has_its_share(campaigns):
     shown = subprocess.run([sys.executable, RUN, "--help"], capture_output=True, text=True, check=True).stdout
     kinds = shown[shown.index("kinds: ") :].split("\n\n")[0].removeprefix("kinds: ").replace(",", " ").split()
-    assert set(kinds) == {*SHARES, *FORKS}
+    assert set(kinds) == {*SHARES, *FORKS, *BY_HAND}
