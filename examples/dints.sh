@@ -10,8 +10,9 @@ DiNTS search, training of the found network and of the configuration itself with
 prediction of imagesTs with both, and a paired comparison where labelsTs has the labels.
 nnU-Net's three environment variables must be set, the data set preprocessed. Steps that are
 finished are left out. With the default settings this takes 16 to 75 days on two CPU cores, by
-timings of single steps (examples/dints.md); on a GPU it was not measured. nnunet_nas set_search
--m dints shows and changes the settings.
+timings of single steps (examples/dints.md); on a GPU it was not measured. The search's log begins
+with an estimate for the machine that it runs on. nnunet_nas set_search -m dints shows and changes
+the settings.
 USAGE
 }
 

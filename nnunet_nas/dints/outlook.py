@@ -174,9 +174,10 @@ def thin_structures(trainer: nnUNetTrainerDiNTSSearch) -> str:
     )
     if shares[worst] < THIN:
         return text
+    final = "" if trainer.space.final_conv else ", or final_conv=true"
     return (
         f"{text}. That is thin, and cells at half resolution have cost thin structures much of their Dice: consider "
-        f"{trainer.set_search('first_level=0')}, which needs more memory and time, or final_conv=true"
+        f"{trainer.set_search('first_level=0')}, which needs more memory and time{final}"
     )
 
 

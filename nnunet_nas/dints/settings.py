@@ -36,8 +36,10 @@ class DiNTSSettings:
         "finest stage that has cells; none: 0 in 2-D, 1 (the paper's half resolution) in 3-D with 4 stages or more",
         minimum=0,
     )
-    final_conv: bool = setting(
-        False, "our choice", "a convolution at the full resolution before the head (as in MONAI's code)"
+    final_conv: bool | None = setting(
+        None,
+        "our choice",
+        "a convolution at the full resolution before the head, as in MONAI's code; none: where no cells are at it",
     )
     features: int | None = setting(
         None,

@@ -47,7 +47,7 @@ class Space:
         # At full resolution a 3-D search keeps some four times as much: beyond what GPUs have at nnU-Net's patches.
         half = convert_conv_op_to_dim(kwargs["conv_op"]) == 3 and available > FEWEST_STAGES
         self.first_level = int(half) if settings.first_level is None else settings.first_level
-        self.final_conv = settings.final_conv
+        self.final_conv = self.first_level > 0 if settings.final_conv is None else settings.final_conv
         wanted = available - self.first_level if settings.num_levels is None else settings.num_levels
         stages = self.first_level + wanted
         if wanted < 2 or stages > available or stages < FEWEST_STAGES:

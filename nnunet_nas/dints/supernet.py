@@ -422,5 +422,5 @@ def build_supernet(space: Space, settings: DiNTSSettings, input_channels: int, n
         num_layers=settings.num_layers,
         deep_supervision=True,
         fast=settings.supernet == "fast",
-        final_conv=settings.final_conv,
+        final_conv=space.final_conv,
     )

@@ -122,7 +122,7 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
             batch_size=self.planned_batch_size,
             input_channels=self.num_input_channels,
             num_classes=self.label_manager.num_segmentation_heads,
-            final_conv=self.settings.final_conv,
+            final_conv=self.space.final_conv,
         )
         self._fix_budget()
         self.history = TopologyHistory()

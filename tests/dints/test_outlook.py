@@ -119,6 +119,8 @@ def test_thin_structures_are_counted_and_named(made, monkeypatch):
     lost = re.search(r"Cells begin at a resolution of 1x2x2 voxels: .* (\d+)% of label 1 is lost in 4 cases", text)
     assert 60 < int(lost.group(1)) < 70  # 3/4 of the voxels times the 84 % that are background
     assert "first_level=0" in text
-    assert "final_conv=true" in text
+    assert "final_conv" not in text  # it is there
+    plain = made("3d_fullres", first_level=1, num_levels=2, final_conv=False)
+    assert outlook.thin_structures(plain).endswith("or final_conv=true")
     monkeypatch.setattr(outlook, "THIN", 0.9)
     assert "first_level=0" not in outlook.thin_structures(trainer)

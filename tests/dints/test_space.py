@@ -162,3 +162,19 @@ def test_the_learning_rate_of_a_short_search_is_defined():
     assert learning_rate(0, 2, start=0.025, peak=0.2) == pytest.approx(0.025)
     # One of two steps is behind the halving at 8/20: (1 - 2/21) / (2 - 2/21) = 0.475.
     assert learning_rate(1, 2, start=0.025, peak=0.2) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"first_level": 0}, False),
+        ({"first_level": 1}, True),
+        ({"first_level": 1, "final_conv": False}, False),
+        ({"first_level": 0, "final_conv": True}, True),
+    ],
+    ids=str,
+)
+def test_a_convolution_stands_at_the_full_resolution_where_no_cells_do(settings, expected):
+    space = Space(architecture(), DiNTSSettings(**settings))
+    kwargs = space.network({"levels": 1, "layers": [{"0->0": "conv"}]})["arch_kwargs"]
+    assert space.final_conv == kwargs.get("final_conv", False) == expected
