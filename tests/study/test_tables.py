@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -139,8 +141,6 @@ def test_several_gpus_are_shared_out(monkeypatch):
 
 
 def test_a_step_takes_a_free_gpu(study, monkeypatch):
-    import os
-
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     study.content["device"] = "cuda"
@@ -155,7 +155,8 @@ def test_a_step_takes_a_free_gpu(study, monkeypatch):
 
 def test_a_command_that_fails_is_quoted(tmp_path):
     log = tmp_path / "log"
-    with pytest.raises(steps.StepFailed, match=r"sh ended with 3: too small \(log: "):
-        steps.run(["sh", "-c", "echo chatter; echo too small >&2; exit 3"], log)
-    assert steps.run(["sh", "-c", "echo answer; echo chatter >&2"], log) == "answer\n"
+    program = "import sys; print('{}'); print('{}', file=sys.stderr); sys.exit({})"
+    with pytest.raises(steps.StepFailed, match=r" ended with 3: too small \(log: "):
+        steps.run([sys.executable, "-c", program.format("chatter", "too small", 3)], log)
+    assert steps.run([sys.executable, "-c", program.format("answer", "chatter", 0)], log) == "answer\n"
     assert "chatter" in log.read_text()
