@@ -4,9 +4,10 @@
 
 One size is varied at a time from small 2-D networks of nnU-Net's shape: images (of a selection) or samples of a batch
 (of a search), patch (pixels along an axis), width (cap of the channels), levels (stages of the U-Net) and layers (of
-DiNTS). A slope of 2 says: twice as much of it, four times the cost. Seconds are the least of a few repetitions in CPU
-seconds of all threads, so that what else the machine does counts little; weights are random and data are noise.
-Rows that are in the file are not measured again.
+DiNTS). A slope of 2 says: twice as much of it, four times the cost. Of seconds there are two, through all sizes and
+between the two largest ones: small networks cost mostly what does not depend on their size. Seconds are the least of a
+few repetitions in CPU seconds of all threads, so that what else the machine does counts little; weights are random and
+data are noise. Rows that are in the file are not measured again.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ class Sizes:
 
 
 VARIED = {
-    "samples": (1, 2, 4, 8),
-    "patch": (32, 64, 128),
-    "width": (8, 16, 32, 64),
+    "samples": (1, 2, 4, 8, 16),
+    "patch": (32, 64, 128, 256),
+    "width": (8, 16, 32, 64, 128),
     "levels": (3, 4, 5),
-    "layers": (2, 4, 8),
+    "layers": (2, 4, 8, 16),
 }
 
 
@@ -161,7 +162,7 @@ def dints(sizes: Sizes) -> tuple[Callable[[], object], float]:
 
 
 def decoding(sizes: Sizes) -> tuple[Callable[[], object], float]:
-    """The most probable topology within half of the largest memory; nothing to multiply."""
+    """The most probable topology within 0.7 of the memory that it has without a budget; nothing to multiply."""
     spec, settings = spec_of(sizes), DiNTSSettings(num_layers=sizes.layers)
     space = Space(spec.architecture, settings)
     memory = measure_memory(
@@ -176,7 +177,7 @@ def decoding(sizes: Sizes) -> tuple[Callable[[], object], float]:
     rng = np.random.default_rng(0)
     shape = (sizes.layers, *memory.edges.shape)
     logits, operations = rng.normal(size=shape[:2]), rng.dirichlet(np.ones(shape[2]), size=shape[:2])
-    budget = 0.5 * memory.full(sizes.layers)
+    budget = 0.7 * select_topology(logits, operations, space.names, memory).mib
     return lambda: select_topology(logits, operations, space.names, memory, budget_mib=budget), float("nan")
 
 
@@ -226,22 +227,20 @@ def measure(path: Path, repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-def slopes(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], tuple[float, float]]:
-    """Of CPU seconds and of MACs, by what is done and what is varied."""
+def slopes(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], tuple[float, float, float]]:
+    """Of CPU seconds, all and at the upper end, and of MACs, by what is done and what is varied."""
     found = {}
     for what, (_, varied) in KINDS.items():
         for name in varied:
             own = [row for row in rows if (row["what"], row["varied"]) == (what, name)]
-            sizes = [float(row["size"]) for row in own]
-            found[what, name] = (
-                slope(sizes, [float(row["cpu_seconds"]) for row in own]),
-                slope(sizes, [float(row["macs"]) for row in own]),
-            )
+            own.sort(key=lambda row: int(row["size"]))
+            sizes, seconds, macs = ([float(row[key]) for row in own] for key in ("size", "cpu_seconds", "macs"))
+            found[what, name] = (slope(sizes, seconds), slope(sizes[-2:], seconds[-2:]), slope(sizes, macs))
     return found
 
 
 def main() -> None:
-    """Measures and prints a table of slopes, seconds and (MACs)."""
+    """Measures and prints a table of slopes: of seconds, at their upper end, and (of MACs)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-csv", type=Path, required=True, help="file of the measurements; goes on where it was")
     parser.add_argument("-repeats", type=int, default=3, help="of which the least counts (default: %(default)s)")
@@ -252,9 +251,12 @@ def main() -> None:
     for what in KINDS:
         cells = []
         for name in VARIED:
-            seconds, macs = found.get((what, name), (None, None))
-            text = "" if seconds is None else f"{seconds:.1f}"
-            cells.append(text if macs is None or np.isnan(macs) else f"{text} ({macs:.1f})")
+            if (what, name) not in found:
+                cells.append("")
+                continue
+            everywhere, above, macs = found[what, name]
+            counted = "" if np.isnan(macs) else f" ({macs:.1f})"
+            cells.append(f"{everywhere:.1f}, {above:.1f}{counted}")
         print(f"| {what} | " + " | ".join(cells) + " |")
 
 
