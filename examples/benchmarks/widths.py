@@ -6,8 +6,8 @@
 Arms (`-arms`), each for all widths and seeds:
 
 - plain: nnU-Net's training by the labels;
-- distill: labels and the logits of the widest network's training with the same seed, as many iterations; it begins with
-  the same weights as the plain training and sees the same patches;
+- distill: labels and the logits of the widest network's plain training, as many iterations; it begins with the same
+  weights as the plain training and sees the same patches;
 - further: plain, as many iterations as the distillation's CPU time would have paid for;
 - doubled: plain, twice as many iterations, of the widest network alone: what is gained says how far from converged.
 
@@ -56,7 +56,7 @@ class Study:
         if arm == "doubled":
             iterations *= 2
         if arm == "distill":
-            detail = f"T{self.args.temperature:g}w{self.args.weight:g}"
+            detail = f"T{self.args.temperature:g}w{self.args.weight:g}t{self._teacher_seed(seed)}"
         if arm == "further":
             iterations, detail = self._paid_for(width, seed), f"of {self.args.iterations}"
         key = {"arm": arm, "detail": detail, "width": width, "seed": seed, "iterations": iterations}
@@ -85,10 +85,14 @@ class Study:
             cls = nnUNetTrainerScheduled
         return row_of(self.problem, name, train(self.problem, cls, name, plans, f"{arm}_{iterations}_{seed}"))
 
+    def _teacher_seed(self, seed: int) -> int:
+        return seed if self.args.teacher_seed is None else int(self.args.teacher_seed)
+
     def _teacher(self, seed: int) -> tuple[dict[str, Any], str, Path]:
         """Plans with the widest network, its name, and its checkpoint."""
         from nnunet_nas.schedule.trainer import nnUNetTrainerScheduled
 
+        seed = self._teacher_seed(seed)
         schedule = {**length(self.args.iterations), "seed": seed}
         plans, name = student(self.problem, max(self.args.widths), {"schedule": schedule})
         run = f"plain_{self.args.iterations}_{seed}"
@@ -107,6 +111,7 @@ def main() -> None:
     parser.add_argument("-iterations", type=int, default=1000, help="of each training (default: %(default)s)")
     parser.add_argument("-temperature", type=float, default=2.0, help="default: %(default)s")
     parser.add_argument("-weight", type=float, default=1.0, help="of the teacher (default: %(default)s)")
+    parser.add_argument("-teacher_seed", type=int, help="one teacher for all seeds (default: that of the same seed)")
     parser.add_argument("-batch", type=int, help="patches per iteration (default: as planned)")
     parser.add_argument("-patch", type=int, help="largest edge of a patch (default: as planned)")
     parser.add_argument("-o", type=Path, required=True, help="folder of all trainings")
