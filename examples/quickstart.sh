@@ -138,7 +138,7 @@ choose_images() {
 }
 
 select_width() {
-    to "$here/selection.json" nas select_tiny -d "$number" -c 2d -n "$(choose_images "$1")" -device "$device" --json
+    to "$here/selection.json" nas select_tiny -rule paper -d "$number" -c 2d -n "$(choose_images "$1")" -device "$device" --json
 }
 
 selected_configuration() {
@@ -237,7 +237,7 @@ if [ -n "$splits" ] && ! cmp -s "$splits" "$preprocessed/splits_final.json"; the
     [ ! -f "$preprocessed/splits_final.json" ] || fail "$here was begun with other splits: choose another --workdir" 4
     cp "$splits" "$preprocessed/splits_final.json"
 fi
-step select "nnunet_nas select_tiny with up to $images images" select_width "$images"
+step select "nnunet_nas select_tiny -rule paper with up to $images images" select_width "$images"
 selected=$(selected_configuration)
 echo "         selected: $selected"
 

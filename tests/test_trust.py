@@ -65,6 +65,7 @@ def test_a_package_that_is_not_trusted_is_not_even_imported(tmp_path, monkeypatc
         ["info", "-d", "11", "-c", "2d"],
         ["add_skip", "-d", "11", "-c", "2d", "-m", "attention"],
         ["select_tiny", "-d", "11", "-c", "2d", "-device", "cpu"],
+        ["select_tiny", "-d", "11", "-c", "2d", "-device", "cpu", "-rule", "paper"],
         ["transfer", "-d", "11", "-c", "2d", "-from", "11:2d_attention"],
     ],
     ids=" ".join,

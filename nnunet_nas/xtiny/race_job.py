@@ -34,12 +34,12 @@ class RaceJob(WidthJob):
         if settings.images is not None or settings.cases or settings.metric != "jacobian":
             raise UsageError(
                 "-rule race measures trained networks on the validation cases of the split: leave out -n, -cases and "
-                "-metric"
+                "-metric, or choose -rule paper"
             )
         if len(settings.seeds) != 1:
-            raise UsageError("-rule race trains each width once: give one -seed")
+            raise UsageError("-rule race trains each width once: give one -seed, or choose -rule paper or spread")
         if settings.dry_run:
-            raise UsageError("-rule race trains, and keeps what it trained: leave out --dry_run")
+            raise UsageError("-rule race trains, and keeps what it trained: leave out --dry_run, or choose -rule paper")
         if len(self.candidates) < 2:
             raise DataProblem(f"{settings.configuration} is one channel wide: there is nothing to narrow")
         folder_from_environment("nnUNet_results")

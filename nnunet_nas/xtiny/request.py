@@ -39,7 +39,7 @@ class TinySettings:
         seeds: of the weights.
         image_seed: draws the images, so that more seeds of the weights are scored on the same ones.
         metric: a key of `PROXIES`.
-        rule: `paper`, `spread` or `race`.
+        rule: `paper`, `spread` or `race`, which is the command's default.
         budgets: upper limits by name of a cost (`parameters`, `macs`, `inference_mib`).
         batch_size: images scored at once; None chooses by memory.
         output: identifier of a separate plans file.

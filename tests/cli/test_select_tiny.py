@@ -38,7 +38,8 @@ def tiny(dataset, capsys):
 
     def call(*arguments, device="cpu", name="11"):
         try:
-            code = main(["select_tiny", "-d", name, "-device", device, *map(str, arguments)])
+            rule = [] if "-rule" in arguments else ["-rule", "paper"]
+            code = main(["select_tiny", "-d", name, "-device", device, *rule, *map(str, arguments)])
         except SystemExit as end:
             code = end.code
         output = capsys.readouterr()
@@ -328,7 +329,7 @@ def test_a_second_run_scores_nothing_and_changes_nothing(tiny, dataset, monkeypa
 
 def test_a_finished_selection_is_printed_without_torch(tiny):
     _, first, _ = tiny("-n", 4)
-    call = ["select_tiny", "-d", "11", "-device", "cpu", "-n", "4"]
+    call = ["select_tiny", "-rule", "paper", "-d", "11", "-device", "cpu", "-n", "4"]
     script = (
         f"import sys; from nnunet_nas.cli.main import main; assert main({call}) == 0; print('torch' in sys.modules)"
     )

@@ -11,7 +11,23 @@ from commands import Command, run
 
 pytestmark = pytest.mark.integration
 # One image at a time: the order of arithmetic is then the same however often the run was interrupted.
-SELECT = ("nnunet_nas", "select_tiny", "-d", "998", "-n", "6", "-seed", "0", "1", "-batch_size", "1", "-device", "cpu")
+SELECT = (
+    "nnunet_nas",
+    "select_tiny",
+    "-rule",
+    "paper",
+    "-d",
+    "998",
+    "-n",
+    "6",
+    "-seed",
+    "0",
+    "1",
+    "-batch_size",
+    "1",
+    "-device",
+    "cpu",
+)
 
 
 def data_folder(root):

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.integration
 def test_a_selected_width_trains_and_predicts_without_us(workspace, tmp_path):
     train = program(tmp_path, "nnunetv2.run.run_training:run_training_entry", without_us=True, iterations=120)
     predict = program(tmp_path, "nnunetv2.inference.predict_from_raw_data:predict_entry_point", without_us=True)
-    select = ("nnunet_nas", "select_tiny", "-d", "998", "-n", "2", "-device", "cpu", "--json")
+    select = ("nnunet_nas", "select_tiny", "-rule", "paper", "-d", "998", "-n", "2", "-device", "cpu", "--json")
     selection = json.loads(run(workspace, *select)[0])
     selected = selection["selected"]["configuration"]
     assert selection["next_commands"][0] == f"nnUNetv2_train 998 {selected} 0"
@@ -40,7 +40,7 @@ def test_a_selected_width_trains_and_predicts_without_us(workspace, tmp_path):
 
 
 def test_planning_again_keeps_our_configurations_and_a_changed_base_is_noticed(workspace):
-    select = ("nnunet_nas", "select_tiny", "-d", "998", "-n", "2", "-device", "cpu")
+    select = ("nnunet_nas", "select_tiny", "-rule", "paper", "-d", "998", "-n", "2", "-device", "cpu")
     plans_file = workspace / "nnUNet_preprocessed/Dataset998_Phantom/nnUNetPlans.json"
     run(workspace, *select)
     before = json.loads(plans_file.read_text())
@@ -64,7 +64,7 @@ def test_residual_encoder_presets_and_a_separate_plans_file(workspace):
     folder = workspace / "nnUNet_preprocessed/Dataset998_Phantom"
     original = (folder / "nnUNetResEncUNetMPlans.json").read_bytes()
     preset = ("-p", "nnUNetResEncUNetMPlans", "-o", "TinyPlans")
-    select = ("nnunet_nas", "select_tiny", "-d", "998", "-n", "2", "-device", "cpu", "--json")
+    select = ("nnunet_nas", "select_tiny", "-rule", "paper", "-d", "998", "-n", "2", "-device", "cpu", "--json")
     selection = json.loads(run(workspace, *select, *preset)[0])
     assert (folder / "nnUNetResEncUNetMPlans.json").read_bytes() == original
     plans = json.loads((folder / "TinyPlans.json").read_text())
@@ -76,4 +76,4 @@ def test_residual_encoder_presets_and_a_separate_plans_file(workspace):
 
 def test_raw_data_are_not_needed(workspace):
     shutil.rmtree(workspace / "nnUNet_raw")
-    run(workspace, "nnunet_nas", "select_tiny", "-d", "998", "-n", "2", "-device", "cpu", "--dry_run")
+    run(workspace, "nnunet_nas", "select_tiny", "-rule", "paper", "-d", "998", "-n", "2", "-device", "cpu", "--dry_run")

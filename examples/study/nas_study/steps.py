@@ -272,6 +272,7 @@ def _select(study: Study, cell: Cell) -> dict[str, Any]:
     seeds = [cell.seed * count + number for number in range(count)]
     words = ["nnunet_nas", "select_tiny", "-d", cell.dataset, "-c", cell.configuration, "-p", study.plans]
     words += ["-device", study.content["device"], "-seed", *seeds, "--json"]
+    wanted = {"rule": "paper", **wanted}
     options = {"rule": "-rule", "metric": "-metric", "images": "-n", "horizon": "-horizon", "budget": "-race_budget"}
     words += [word for key, option in options.items() if key in wanted for word in (option, wanted[key])]
     with alone(f"select_{cell.dataset}_{cell.configuration}"):
