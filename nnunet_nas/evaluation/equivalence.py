@@ -146,13 +146,20 @@ def equivalence_power(cases: int, deviation: float, margin: float, *, alpha: flo
     return max(0.0, 1 - 2 * float(fails))
 
 
-def needed_cases(deviation: float, margin: float, *, power: float = POWER) -> int:
-    """The smallest number of cases with that power of finding equivalence within the margin, two at least."""
+def needed_cases(deviation: float, margin: float, *, power: float = POWER, alpha: float = ALPHA) -> int:
+    """The smallest number of cases with that power of finding equivalence within the margin, two at least.
+
+    Args:
+        deviation: standard deviation of the differences.
+        margin: in its unit.
+        power: if the models do not differ.
+        alpha: level of either test.
+    """
     if deviation <= _ROUNDING:
         return 2
     # With a known deviation, normal instead of t: never more than are needed.
-    quantiles = stats.norm.ppf(1 - ALPHA) + stats.norm.ppf((1 + power) / 2)
+    quantiles = stats.norm.ppf(1 - alpha) + stats.norm.ppf((1 + power) / 2)
     cases = max(2, math.floor((quantiles * deviation / margin) ** 2))
-    while equivalence_power(cases, deviation, margin) < power:
+    while equivalence_power(cases, deviation, margin, alpha=alpha) < power:
         cases += 1
     return cases

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from scipy import stats
 
 from nnunet_nas.complexity import Complexity
-from nnunet_nas.evaluation.equivalence import ALPHA, POWER, Equivalence
+from nnunet_nas.evaluation.equivalence import ALPHA, POWER, Equivalence, needed_cases
 from nnunet_nas.evaluation.paired import Comparison
 from nnunet_nas.evaluation.rows import Row
 from nnunet_nas.evaluation.tables import p_text
@@ -172,10 +172,11 @@ class ProofReport:
             return [f"{trial.configuration}: the verdict is withheld: {trial.tests.withheld}."]
         units = found.cases if found.patients is None else found.patients
         what = "cases" if found.patients is None else "patients"
-        if trial.tests.verdict in ("better", "worse") or found.cases_needed is None or units >= found.cases_needed:
+        needed = needed_cases(found.deviation or 0.0, trial.tests.margin, alpha=ALPHA / trial.tests.models)
+        if trial.tests.verdict in ("better", "worse") or units >= needed:
             return [f"{trial.configuration}: {trial.tests.verdict}."]
         return [
-            f"{trial.configuration}: {trial.tests.verdict}; at least {found.cases_needed} {what} show equivalence with "
+            f"{trial.configuration}: {trial.tests.verdict}; about {needed} {what} show equivalence with "
             f"{100 * POWER:g} % probability if there is no difference, here are {units}."
         ]
 
@@ -325,7 +326,7 @@ def draw(report: ProofReport) -> Figure:
     Bars are the intervals of the difference to the base at which the tests were made: the width passes where its bar is
     within the band, the margin around the base (and the bootstrap agrees).
     """
-    figure = new_figure(8.5, 4.4)
+    figure = new_figure(8.5, 4.6)
     figure.set_layout_engine("constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     _draw_panel(left, report, "parameters", "parameters")
@@ -340,7 +341,9 @@ def draw(report: ProofReport) -> Figure:
 def _title(report: ProofReport) -> str:
     trained = "distilled from the base" if report.inputs["distill"] else "trained alike"
     judged = "hold-out cases" if report.inputs["judge"] == "test" else "validation cases"
-    return f"{report.inputs['dataset']}, {report.base}, candidates {trained}: {len(report.inputs['cases'])} {judged}"
+    what = f"{report.inputs['dataset']}, {report.base}, candidates {trained}: {len(report.inputs['cases'])} {judged}"
+    level = f"{report._confidence(report.trials[0]):.3g}"
+    return f"{what}\nbars: {level} % intervals of the difference to the base, within the band where the tests say so"
 
 
 def _draw_panel(axes: Axes, report: ProofReport, cost: str, label: str) -> None:

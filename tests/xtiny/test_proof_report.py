@@ -81,7 +81,7 @@ def test_nothing_proven_says_why():
     words = "\n".join(report.sentences())
     assert report.verdict == "No width was shown to be equivalent to 2d within 0.01 Dice."
     assert "Selected and judged on the same cases." in words
-    assert "2d_xtiny8: unclear; at least 858 cases show equivalence with 80 % probability" in words
+    assert "2d_xtiny8: unclear; about 858 cases show equivalence with 80 % probability" in words
     assert "2 proof(s) with other settings" in words
 
 
