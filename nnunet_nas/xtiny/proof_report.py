@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from scipy import stats
 
+from nnunet_nas.commands import STOCK_TRAINER
 from nnunet_nas.complexity import Complexity
 from nnunet_nas.evaluation.equivalence import ALPHA, POWER, Equivalence, needed_cases
 from nnunet_nas.evaluation.paired import Comparison
@@ -21,6 +22,7 @@ from nnunet_nas.evaluation.rows import Row
 from nnunet_nas.evaluation.tables import p_text
 from nnunet_nas.figures import BLUE, GREEN, RED, YELLOW, new_figure, write_figure
 from nnunet_nas.files import replace_file
+from nnunet_nas.methods import METHODS
 from nnunet_nas.xtiny import proof
 from nnunet_nas.xtiny.proof import Independence
 from nnunet_nas.xtiny.proof_runs import Schedule
@@ -183,8 +185,9 @@ class ProofReport:
     def _lengths(self) -> str:
         by = f"Trained by {self.trainer}"
         if self.inputs["distill"]:
-            by += ", the candidates by distillation from the base (of what that trainer changes only length, rate and "
-            by += "mirroring are the same)"
+            by += ", the candidates by distillation from the base"
+            if self.trainer not in (STOCK_TRAINER, METHODS["schedule"].trainer_name):
+                by += " (of what that trainer changes they share length, rate and mirroring)"
         if self.schedule is None:
             return f"{by}."
         epochs, iterations = self.schedule["num_epochs"], self.schedule["num_iterations_per_epoch"]

@@ -85,6 +85,15 @@ def test_nothing_proven_says_why():
     assert "2 proof(s) with other settings" in words
 
 
+@pytest.mark.parametrize(("trainer", "said"), [("nnUNetTrainer", False), ("nnUNetTrainerNoDA", True)])
+def test_what_distilled_candidates_do_not_share_with_the_base_is_said(trainer, said):
+    report = proof_of(ALL_PASS)
+    report = replace(report, trainer=trainer, inputs={**report.inputs, "distill": True})
+    words = "\n".join(report.sentences())
+    assert f"Trained by {trainer}, the candidates by distillation from the base" in words
+    assert ("they share length, rate and mirroring" in words) is said
+
+
 def test_what_was_not_tested_is_in_the_table_and_said():
     report = proof_of(ALL_PASS)
     header, rows = table(report)
