@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from nnunet_nas.architecture import NetworkSpec, derive
-from nnunet_nas.complexity import MIB, kept_mib
+from nnunet_nas.complexity import kept_mib
+from nnunet_nas.device_memory import available_mib, needed_mib, require_fit
 from nnunet_nas.dints import outlook
 from nnunet_nas.dints.cost import weights_only_epochs
 from nnunet_nas.dints.decoding import discretisation_gap
@@ -29,7 +30,7 @@ from nnunet_nas.dints.space import Space
 from nnunet_nas.dints.supernet import DiNTSSupernet, build_supernet
 from nnunet_nas.dints.topology import Topology
 from nnunet_nas.distributed import broadcast
-from nnunet_nas.errors import DataProblem, EnvironmentProblem
+from nnunet_nas.errors import DataProblem
 from nnunet_nas.files import replace_file
 from nnunet_nas.histories import HISTORY
 from nnunet_nas.plans import DerivedConfiguration
@@ -168,20 +169,32 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         """Says what the search itself needs, before it runs out of memory hours later.
 
         Raises:
-            EnvironmentProblem: more than the GPU has, even in half precision.
+            EnvironmentProblem: more than the GPU has, in mixed precision.
         """
         # All layers cost the same: two networks of one and two of them tell the rest.
         first, second = (self._search_mib(layers) for layers in (1, 2))
         needed = first + (self.settings.num_layers - 1) * (second - first)
         self.print_to_log_file(f"The search keeps {needed:.0f} MiB (float32) at batch {self.batch_size}")
-        if self.device.type != "cuda":
+        available = available_mib(self.device)
+        if available is None:
             return
-        available = torch.cuda.get_device_properties(self.device).total_memory / MIB
-        if needed / 2 > available:
-            raise EnvironmentProblem(
-                f"the search needs at least {needed / 2:.0f} MiB, the GPU has {available:.0f}: set first_level=1, a "
-                f"lower search_features or search_batch_size, or supernet=fast, with {self.set_search()}"
-            )
+        first, second = (self._search_mib_in_half(layers) for layers in (1, 2))
+        needed = first + (self.settings.num_layers - 1) * (second - first)
+        self.print_to_log_file(f"In mixed precision it needs {needed:.0f} MiB, the GPU has {available:.0f}")
+        advice = "set first_level=1, a lower search_features or search_batch_size, or supernet=fast, with"
+        require_fit("the search", needed, available, f"{advice} {self.set_search()}")
+
+    def _search_mib_in_half(self, num_layers: int) -> float:
+        """MiB of a step of the weights, in nnU-Net's mixed precision; a step of the architecture needs less."""
+        settings = replace(self.settings, num_layers=num_layers)
+        heads = self.label_manager.num_segmentation_heads
+
+        def build() -> DiNTSSupernet:
+            network = build_supernet(self.space, settings, self.num_input_channels, heads)
+            network.train_only(weights=True)
+            return network
+
+        return needed_mib(build, (self.batch_size, self.num_input_channels, *self.configuration_manager.patch_size))
 
     def _search_mib(self, num_layers: int) -> float:
         twin = self.meta_supernet(replace(self.settings, num_layers=num_layers))

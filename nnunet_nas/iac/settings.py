@@ -22,6 +22,15 @@ class CellSettings:
     num_val_iterations_per_epoch: int = setting(
         10, "our choice", "validation iterations per epoch, for the picture only; 0 skips them", minimum=0
     )
+    search_batch_size: int | None = setting(
+        None, "our choice", "samples per step while searching; none: the plan's", minimum=1
+    )
+    recompute: Literal["auto", "always", "never"] = setting(
+        "auto",
+        "our choice",
+        "cells are computed again in the backward pass instead of kept, which changes no number: less memory, more "
+        "time; auto: where the GPU is too small otherwise",
+    )
     backbone_trainer: str | None = setting(
         None, "our choice", "trainer of the backbone; none: nnUNetTrainer, or else the only one that is there"
     )

@@ -43,6 +43,7 @@ from nnunet_nas.search_cost import SearchCost, search_cost
 from nnunet_nas.settings import read_settings
 from nnunet_nas.skips.backbone import start_from_backbone
 from nnunet_nas.skips.cost import retrofit_phases
+from nnunet_nas.skips.recompute import has_batch_norms, recomputes
 from nnunet_nas.skips.settings import IACRetrofitSettings
 from nnunet_nas.skips.unet import SkipUNet, load_backbone, require_skips
 from nnunet_nas.trainer import to_bytes
@@ -77,6 +78,38 @@ class CellSearchTrainer(SearchTrainer):
         require_skips(backbone, name)
         return IACSupernet(backbone, settings)
 
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.settings.search_batch_size is not None:
+            self.configuration_manager.configuration["batch_size"] = self.settings.search_batch_size
+
+    def fit_the_device(self) -> None:
+        """Cells are recomputed where that is asked for, or where the GPU is too small otherwise.
+
+        Raises:
+            EnvironmentProblem: it is too small in any case.
+        """
+        spec = replace(self.base_spec(), batch_size=self.batch_size)
+
+        def build() -> IACSupernet:
+            return self.supernet(spec, self.settings)
+
+        self.network.decoder.recompute = recomputes(
+            self,
+            self.network,
+            build,
+            (spec.batch_size, spec.input_channels, *spec.patch_size),
+            what="the search",
+            advice=f"set search_batch_size below {spec.batch_size} with {self.set_search('search_batch_size=NUMBER')}",
+        )
+
     def prepare(self) -> None:
         """Puts the fold's trained backbone into the supernet, freezes it, and keeps the initial cell weights."""
         settings = self.settings
@@ -93,6 +126,7 @@ class CellSearchTrainer(SearchTrainer):
             checkpoint=settings.backbone_checkpoint,
         )
         self.network.freeze_backbone()
+        self.fit_the_device()
         self.history = CellHistory()
         self._theta_0 = to_bytes(self.network.cell_state())
 
@@ -311,6 +345,7 @@ class CellSearchTrainer(SearchTrainer):
         load_backbone(network, self.backbone.weights)
         network.load_theta_0(torch.load(io.BytesIO(self._theta_0), weights_only=True))
         network.to(self.device).freeze_backbone()
+        network.decoder.recompute = self.network.decoder.recompute and not has_batch_norms(network)
         return network
 
     def _gain_of_training(self, network: Any, steps: int) -> Gain:

@@ -7,12 +7,14 @@ environment variable.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nnunet_nas import commands
+from nnunet_nas.architecture import build_network, spec_of
 from nnunet_nas.checkpoints import read_checkpoint
 from nnunet_nas.environment import dataset_number, folder_from_environment
 from nnunet_nas.errors import DataProblem, exit_with_one_line
@@ -21,6 +23,7 @@ from nnunet_nas.plans import Plans
 from nnunet_nas.randomness import seed_everything
 from nnunet_nas.settings import read_settings
 from nnunet_nas.skips.backbone import Backbone, start_from_backbone
+from nnunet_nas.skips.recompute import recomputes
 from nnunet_nas.skips.settings import RATE, RESIDUAL_RATE, IACRetrofitSettings
 from nnunet_nas.skips.unet import SkipUNet
 from nnunet_nas.trainer import ModelTrainer
@@ -46,6 +49,8 @@ class nnUNetTrainerIACRetrofit(ModelTrainer):
             self.record = _searched(Plans(plans), configuration)
             super().__init__(plans, configuration, fold, dataset_json, device)
         self.follow_settings()
+        if self.settings.batch_size is not None:
+            self.configuration_manager.configuration["batch_size"] = self.settings.batch_size
         self.initial_lr = self._initial_rate()
 
     def _initial_rate(self) -> float:
@@ -59,6 +64,34 @@ class nnUNetTrainerIACRetrofit(ModelTrainer):
         seed_everything(self.settings.seed)
         with exit_with_one_line():
             super().initialize()
+            self._fit_the_device()
+
+    def _fit_the_device(self) -> None:
+        """Cells are recomputed where that is asked for, or where the GPU is too small otherwise.
+
+        Raises:
+            EnvironmentProblem: it is too small in any case.
+            DataProblem: recomputing is asked for, but would update the statistics of batch norms twice.
+        """
+        spec = replace(
+            spec_of(self.configuration_manager, self.num_input_channels, self.label_manager.num_segmentation_heads),
+            batch_size=self.batch_size,
+        )
+
+        def build() -> Any:
+            network: Any = build_network(spec, deep_supervision=self.enable_deep_supervision, initialise=False)
+            network.freeze_backbone()
+            return network
+
+        network = self.unwrapped()
+        network.decoder.recompute = recomputes(
+            self,
+            network,
+            build,
+            (spec.batch_size, spec.input_channels, *spec.patch_size),
+            what="the retrofit",
+            advice=f"set batch_size below {spec.batch_size} with {self._set_search('batch_size=NUMBER')}",
+        )
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """nnU-Net's optimiser for the cells alone."""

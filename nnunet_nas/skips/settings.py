@@ -25,6 +25,13 @@ class IACRetrofitSettings:
     num_val_iterations_per_epoch: int = setting(
         50, "our choice", "validation iterations per epoch (nnU-Net's)", minimum=1
     )
+    batch_size: int | None = setting(None, "our choice", "samples per step; none: the plan's", minimum=1)
+    recompute: Literal["auto", "always", "never"] = setting(
+        "auto",
+        "our choice",
+        "cells are computed again in the backward pass instead of kept, which changes no number: less memory, more "
+        "time; auto: where the GPU is too small otherwise; never with batch norms",
+    )
     backbone_checkpoint: str | None = setting(
         None,
         "our choice",

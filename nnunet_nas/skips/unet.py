@@ -14,6 +14,7 @@ import torch
 from dynamic_network_architectures.architectures.abstract_arch import AbstractDynamicNetworkArchitectures
 from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nnunet_nas.blocks import conv_feature_map_size
 from nnunet_nas.errors import DataProblem
@@ -39,6 +40,8 @@ class SkipDecoder(nn.Module):
         self.deep_supervision = decoder.deep_supervision
         self.transpconvs, self.stages, self.seg_layers = decoder.transpconvs, decoder.stages, decoder.seg_layers
         self.skip_modules = nn.ModuleList(skip_modules)
+        # Whether skip modules are computed again in the backward pass, instead of kept: less memory, more time.
+        self.recompute = False
 
     def forward(self, skips: Sequence[Tensor], *context: Any) -> Tensor | list[Tensor]:
         """Logits from the encoder's features.
@@ -54,11 +57,18 @@ class SkipDecoder(nn.Module):
         last = len(self.stages) - 1
         for level, (upsample, stage) in enumerate(zip(self.transpconvs, self.stages, strict=True)):
             up = upsample(x)
-            skip = self.skip_modules[level](skips[-(level + 2)], up, *context)
+            skip = self._skip(level, skips[-(level + 2)], up, *context)
             x = stage(torch.cat((up, skip), 1))
             if self.deep_supervision or level == last:
                 outputs.append(self.seg_layers[level](x))
         return outputs[::-1] if self.deep_supervision else outputs[-1]
+
+    def _skip(self, level: int, *given: Any) -> Any:
+        module = self.skip_modules[level]
+        if not (self.recompute and torch.is_grad_enabled()):
+            return module(*given)
+        # Nothing random is in a skip module.
+        return checkpoint(module, *given, use_reentrant=False, preserve_rng_state=False)
 
 
 class SkipUNet(AbstractDynamicNetworkArchitectures):
