@@ -28,8 +28,9 @@ def average_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    # One call: a search has thousands of gradients.
+    torch._foreach_copy_(gradients, [part.view_as(own) for part, own in zip(parts, gradients, strict=True)])
 
 
 def broadcast(tensors: Iterable[torch.Tensor]) -> None:

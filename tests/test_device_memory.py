@@ -97,9 +97,7 @@ def test_a_gpu_that_is_too_small_has_its_cells_computed_again_or_is_refused(monk
     assert decided is True
     assert f"the search needs {again:.0f} MiB in mixed precision, cells computed again" in lines[0]
     for wanted, available in (("never", (kept + again) / 2), ("auto", again / 2), ("always", again / 2)):
-        with pytest.raises(
-            EnvironmentProblem, match=r"the search needs \d+ MiB, the GPU has \d+: set search_b"
-        ):
+        with pytest.raises(EnvironmentProblem, match=r"the search needs \d+ MiB, the GPU has \d+: set search_b"):
             decide(wanted, available, monkeypatch)
 
 

@@ -355,6 +355,8 @@ class DiNTSSupernet(MultiResolutionNet):
             DataProblem: `fast` without instance normalisation.
         """
         super().__init__()
+        # Alpha, by which it is seen that parameters were replaced, and all parameters but the architecture's.
+        self._collected: tuple[nn.Parameter, list[nn.Parameter]] | None = None
         instance = isinstance(blocks.norm(1), _INSTANCE_NORMS) and (blocks.norm_op_kwargs or {}).get("affine", False)
         if fast and not instance:
             raise DataProblem(
@@ -392,9 +394,13 @@ class DiNTSSupernet(MultiResolutionNet):
         return [self.encoder.alpha, self.encoder.edge_logits]
 
     def network_parameters(self) -> list[nn.Parameter]:
-        """Everything else."""
-        own = {id(parameter) for parameter in self.architecture_parameters()}
-        return [parameter for parameter in self.parameters() if id(parameter) not in own]
+        """Everything else; collected once, for a search asks at every step."""
+        architecture = self.architecture_parameters()
+        if self._collected is None or self._collected[0] is not architecture[0]:
+            own = {id(parameter) for parameter in architecture}
+            others = [parameter for parameter in self.parameters() if id(parameter) not in own]
+            self._collected = (architecture[0], others)
+        return self._collected[1]
 
     def train_only(self, *, weights: bool) -> None:
         """Says whether weights or alpha and the edges' logits get gradients; the rest costs none."""

@@ -435,6 +435,8 @@ class IACSupernet(SkipUNet):
             )
 
         super().__init__(backbone, cell)
+        # Alpha, by which it is seen that parameters were replaced, and the weights of the cells.
+        self._collected: tuple[nn.Parameter, list[nn.Parameter]] | None = None
         self.nonlinearity = settings.edge_nonlinearity
         self.alpha = nn.Parameter(torch.zeros(len(EDGES), len(OPERATIONS)))
         self.beta = nn.Parameter(torch.zeros(len(EDGES)))
@@ -461,8 +463,11 @@ class IACSupernet(SkipUNet):
         return [self.alpha, self.beta]
 
     def cell_parameters(self) -> list[nn.Parameter]:
-        """Weights of the cells."""
-        return [parameter for name, parameter in self.named_parameters() if name.startswith(SKIP_PREFIX)]
+        """Weights of the cells; collected once, for a search asks at every step."""
+        if self._collected is None or self._collected[0] is not self.alpha:
+            cells = [parameter for name, parameter in self.named_parameters() if name.startswith(SKIP_PREFIX)]
+            self._collected = (self.alpha, cells)
+        return self._collected[1]
 
     def cell_state(self) -> dict[str, Tensor]:
         """State of the cells, without backbone, alpha and beta."""

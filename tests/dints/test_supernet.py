@@ -449,3 +449,17 @@ def test_every_parameter_belongs_to_the_weights_or_to_the_architecture():
     parts = [*network.architecture_parameters(), *network.network_parameters()]
     assert {id(part) for part in parts} == {id(part) for part in network.parameters()}
     assert len(parts) == len(list(network.parameters()))
+
+
+def test_parameters_are_collected_once_and_again_where_they_were_replaced(monkeypatch):
+    network = supernet("2d")
+    before, calls = network.network_parameters(), []
+    walk = network.named_parameters
+    monkeypatch.setattr(network, "named_parameters", lambda *args, **kwargs: calls.append(1) or walk(*args, **kwargs))
+    assert network.network_parameters() is before
+    assert not calls
+    network.encoder.alpha = nn.Parameter(network.encoder.alpha.detach().clone())
+    network.decoder.seg_layers[0].bias = nn.Parameter(torch.zeros(3).double())
+    after = network.network_parameters()
+    assert calls
+    assert any(parameter is network.decoder.seg_layers[0].bias for parameter in after)

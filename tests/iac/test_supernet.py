@@ -325,3 +325,12 @@ def test_widths_that_do_not_fit_the_levels_are_refused(widths):
 
 
 GENOTYPE = {str(node): {"0": "identity", "1": "sep_conv_3"} for node in range(2, 6)}
+
+
+def test_weights_of_cells_are_collected_once(monkeypatch):
+    supernet = IACSupernet(unet()[0], IACLTHSettings())
+    before, calls = supernet.cell_parameters(), []
+    walk = supernet.named_parameters
+    monkeypatch.setattr(supernet, "named_parameters", lambda *args, **kwargs: calls.append(1) or walk(*args, **kwargs))
+    assert supernet.cell_parameters() is before
+    assert not calls
