@@ -139,10 +139,11 @@ def _predictions(
 
 
 def _applies(method: str, found_by: str | None) -> bool:
-    """The retrofit trains modules in a backbone, and what a search in the loop has found is not searched on again."""
+    """The retrofit trains modules in a backbone; nothing is searched on networks with modules, or on what was found."""
     if METHODS[method].trainer_name == retrofit_trainer():
         return found_by in retrofitted()
-    return not (METHODS[method].searches and found_by in METHODS and METHODS[str(found_by)].searches)
+    searched = found_by in retrofitted() or (found_by in METHODS and METHODS[str(found_by)].searches)
+    return not (METHODS[method].searches and searched)
 
 
 def _predicted_cells(configuration: str, cost: dict[str, Any]) -> list[str]:
@@ -150,7 +151,7 @@ def _predicted_cells(configuration: str, cost: dict[str, Any]) -> list[str]:
         configuration,
         cost["method"],
         f"{cost['iterations']:,}",
-        f"{cost['macs'] / 1e12:,.1f} T",
+        f"{cost['macs'] / 1e12:,.4g} T",
         f"{cost['plain_iterations']:,.0f}",
         f"{cost['default_trainings']:.3f}",
     ]

@@ -282,3 +282,14 @@ def test_what_cannot_be_predicted_is_said_and_the_rest_is_counted(info, capsys):
     assert (code, "searches" in json.loads(out)["configurations"][0]) == (0, False)
     assert err.startswith("2d: the cost of dints cannot be told: 9 levels from stage 0 on do not fit")
     assert len(err.splitlines()) == 1
+
+
+def test_nothing_is_searched_on_a_network_with_modules_in_its_skips(info, capsys):
+    from nnunet_nas.cli.main import main as command
+
+    set_search("iac_lth", "num_epochs=20")
+    assert command(["add_skip", "-d", "11", "-c", "2d", "-m", "attention"]) == 0
+    capsys.readouterr()
+    code, out, err = info("-c", "2d_attention", "-m", "iac_lth", "dints", "iac_retrofit", "--json")
+    assert (code, err) == (0, "")
+    assert [cost["method"] for cost in json.loads(out)["configurations"][0]["searches"]] == ["iac_retrofit"]
