@@ -163,10 +163,20 @@ class Plans:
     Attributes:
         content: of the file.
         path: of the file; plans that a checkpoint holds have none, and nothing can be added to them.
+
+    Raises:
+        DataProblem: the plans or the data set are named by a path.
     """
 
     content: dict[str, Any]
     path: Path = Path()
+
+    def __post_init__(self) -> None:
+        # nnU-Net makes folders of these names below its results.
+        for key in ("plans_name", "dataset_name"):
+            name = self.content.get(key)
+            if isinstance(name, str) and (name in (".", "..") or set(name) & {"/", "\\"}):
+                raise DataProblem(f"{key} {name!r} in {self.path} leads out of a folder: correct the plans")
 
     @classmethod
     def read(cls, path: Path) -> Plans:

@@ -473,6 +473,14 @@ def test_what_another_program_overwrites_at_the_same_moment_is_said(plans_file, 
     assert add(plans_file, 8) == ["2d_xtiny8"]
 
 
+@pytest.mark.parametrize("key", ["plans_name", "dataset_name"])
+@pytest.mark.parametrize("name", ["..", "../../home", "/etc", "a\\b"])
+def test_names_that_lead_out_of_a_folder_are_refused(plans_file, key, name):
+    edit(plans_file, lambda plans: plans.update({key: name}))
+    with pytest.raises(DataProblem, match=f"{key} .* leads out of a folder: correct the plans"):
+        Plans.read(plans_file)
+
+
 def in_place(path, number):
     """What nnU-Net's planning does, which keeps configurations that it does not know."""
     content = read(path)
