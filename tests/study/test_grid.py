@@ -82,6 +82,14 @@ WRONG = {
         "both search by iac with other settings in one backbone",
     ),
     "a retrofit": ({"methods": {"a": {"search": "dints", "retrofit": {}}}}, "belongs to a method with search: iac"),
+    "the reach of a method": (
+        {"methods": {"a": {"search": "dints", "datasets": [1]}, "b": {"narrowed_to": "a"}}},
+        "methods.b needs a on data set 2 and base plain, where the study has none",
+    ),
+    "the reach of a comparison": (
+        {"methods": {"a": {"width": 8, "bases": ["plain"]}, "b": {"width": 4, "against": "a"}}},
+        "methods.b needs a on data set 2 and base narrow, where the study has none",
+    ),
     "no base": ({"bases": {}}, "bases: "),
     "a name": ({"study": "my study"}, "study: 'my study' does not match"),
 }

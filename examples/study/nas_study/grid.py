@@ -90,6 +90,22 @@ class Study:
             _check_settings("schedule", schedule, place)
         for name, base in self.content["bases"].items():
             self._known("data set", base.get("datasets", []), self.datasets, f"bases.{name}.datasets")
+        self._check_reach()
+
+    def _check_reach(self) -> None:
+        """What a cell needs or is compared with must be in the grid, or it would be made unannounced."""
+        cells = self.cells()
+        known = set(cells)
+        for cell in cells:
+            method = self.method(cell)
+            needed = [cell.of(method[key]) for key in ("narrowed_to", "control_of", "against") if key in method]
+            needed += [self.source(cell)] if "transfer" in method else []
+            for other in needed:
+                if other not in known:
+                    raise UsageError(
+                        f"methods.{cell.method} needs {other.method} on data set {other.dataset} and base "
+                        f"{other.base}, where the study has none: confine one of them with datasets or bases"
+                    )
 
     @property
     def datasets(self) -> list[int]:
