@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -74,6 +73,8 @@ def _try(campaign: Campaign, seed: int, path: Path, words: tuple[str, ...], limi
         for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             os.environ[name] = str(root / name)
         if limit is not None:
+            import resource  # which not every system has
+
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         code, said = command(*words)

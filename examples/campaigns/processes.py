@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,9 @@ _CHANGES = ("open", "os.rename", "os.remove", "os.chmod", "os.mkdir", "os.rmdir"
 _WRITING = os.O_WRONLY | os.O_RDWR
 
 
+@cache
 def warm_up() -> None:
     """Imports what nnU-Net's training imports, so that a fork need not; once is enough."""
-    if "nnUNet_extTrainer" in os.environ:
-        return
     os.environ.update(OMP_NUM_THREADS="1", nnUNet_n_proc_DA="0", nnUNet_def_n_proc="1", MPLBACKEND="Agg")
     import torch
 
