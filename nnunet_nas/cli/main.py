@@ -33,6 +33,7 @@ COMMANDS = (
     "info",
     "ls",
     "doctor",
+    "gpu_check",
     "ext_path",
     "phantom",
     "completion",

@@ -1,0 +1,189 @@
+"""Steps of every trainer on a device, and searches that are killed, resumed elsewhere, or spread over two GPUs."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nnunet_nas import commands
+from nnunet_nas.complexity import MIB, kept_mib
+from nnunet_nas.gpu_check.fake_cuda import DEVICE, fake_cuda
+from nnunet_nas.gpu_check.outcome import Outcome, Outcomes, judged
+from nnunet_nas.gpu_check.workplace import CELLS, ENCODER, Workplace, finish, trainers
+from nnunet_nas.precision import half_precision
+
+_STEPS, _STEPS_ON_CPU = 20, 2
+_SCALE = 1024
+_MEMORY_ERROR = 0.15
+_SEARCH = "nnUNetTrainerIACLTHSearch"
+
+
+def check_steps(place: Workplace) -> Outcomes:
+    """Steps of every trainer with nnU-Net's own loaders: finite losses, and a scale that did not collapse."""
+    on_cuda = place.device.type == "cuda"
+    for name, (trainer_class, configuration) in trainers().items():
+        trainer = place.trainer(trainer_class, configuration)
+        with _training(trainer):
+            losses, seconds = _steps(trainer, _STEPS if on_cuda else _STEPS_ON_CPU)
+            scale = trainer.grad_scaler.get_scale() if on_cuda else None
+            memory = _memory(trainer) if on_cuda else []
+            waits = _waits(trainer) if on_cuda else []
+        finite = bool(np.isfinite(losses).all())
+        steps = f"{name}: {len(losses)} steps on {place.device.type}"
+        timing = f"last loss {losses[-1]:.3f}, {1000 * seconds:.0f} ms per step"
+        if scale is None:
+            yield judged(steps, "finite losses", timing, passed=finite)
+        else:
+            wanted = f"finite losses, scale at least {_SCALE}"
+            yield judged(steps, wanted, f"{timing}, scale {scale:.0f}", passed=finite and scale >= _SCALE)
+        for outcome in (*memory, *waits):
+            yield Outcome(f"{name}: {outcome.name}", outcome.status, outcome.expected, outcome.found)
+
+
+@contextlib.contextmanager
+def _training(trainer: Any) -> Iterator[None]:
+    """Between the start of a training and its end, in an epoch that trains everything."""
+    trainer.on_train_start()
+    trainer.current_epoch = trainer.num_epochs - 1
+    trainer.on_train_epoch_start()
+    try:
+        yield
+    finally:
+        for loader in (trainer.dataloader_train, trainer.dataloader_val):
+            if hasattr(loader, "_finish"):
+                loader._finish()
+
+
+def _steps(trainer: Any, number: int) -> tuple[list[float], float]:
+    """Losses, and seconds per step without the first, in which libraries choose their kernels."""
+    losses, started = [], time.perf_counter()
+    for step in range(number):
+        losses.append(float(trainer.train_step(next(trainer.dataloader_train))["loss"]))
+        if step == 0:
+            started = time.perf_counter()
+    return losses, (time.perf_counter() - started) / (number - 1)
+
+
+def _memory(trainer: Any) -> list[Outcome]:
+    """Peak of a step beside what fake tensors say that it keeps."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    trainer.train_step(next(trainer.dataloader_train))
+    peak = (torch.cuda.max_memory_allocated() - before) / MIB
+    shape = (trainer.batch_size, trainer.num_input_channels, *trainer.configuration_manager.patch_size)
+    builder = trainer.build_network_architecture
+    network = builder(
+        trainer.plans_manager, trainer.configuration_manager, trainer.num_input_channels,
+        trainer.label_manager.num_segmentation_heads, trainer.enable_deep_supervision,
+    )  # fmt: skip
+    if hasattr(network, "freeze_backbone"):
+        network.freeze_backbone()
+    with fake_cuda():
+        network.to(DEVICE)
+        images = torch.zeros(shape, device=DEVICE)
+        with half_precision(DEVICE):
+            predicted = kept_mib(lambda: network(images), [*network.parameters(), *network.buffers(), images])
+    error = peak / predicted - 1
+    expected = f"within {_MEMORY_ERROR:.0%} of what autograd keeps"
+    return [
+        judged("peak memory of a step", expected, f"{peak:.0f} MiB, kept {predicted:.0f} MiB ({error:+.0%})",
+               passed=abs(error) <= _MEMORY_ERROR)
+    ]  # fmt: skip
+
+
+def _waits(trainer: Any) -> list[Outcome]:
+    """Forward and backward of nnU-Net's loss, in which nothing may wait for the card."""
+    batch = next(trainer.dataloader_train)
+    data = batch["data"].to(trainer.device)
+    target = [part.to(trainer.device) for part in batch["target"]]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with half_precision(trainer.device):
+            loss = trainer.loss(trainer.network(data), target)
+        trainer.grad_scaler.scale(loss).backward()
+        found = "none"
+    except RuntimeError as error:
+        found = " ".join(str(error).split())[:200]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return [judged("waits of the host in forward and backward", "none", found, passed=found == "none")]
+
+
+def check_busy(place: Workplace) -> Outcomes:
+    """How long a step of nnU-Net's network takes, and what share of it the card computes; eager and compiled."""
+    trainer_class, configuration = trainers()["schedule"]
+    for compiled in (False, True):
+        trainer = place.trainer(trainer_class, configuration)
+        with _training(trainer):
+            if compiled:
+                trainer.network = torch.compile(trainer.network)
+            _steps(trainer, 3)
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+                _, seconds = _steps(trainer, _STEPS)
+                torch.cuda.synchronize()
+        busy = sum(event.self_device_time_total for event in profile.key_averages()) / 1e6 / _STEPS
+        kind = "compiled" if compiled else "eager"
+        yield judged(
+            f"step of the student, {kind}", "a number",
+            f"{1000 * seconds:.1f} ms, the card computes {busy / seconds:.0%}", passed=seconds > 0,
+        )  # fmt: skip
+
+
+def check_resume(place: Workplace) -> Outcomes:
+    """A search that is killed after an epoch goes on with --c, on the CPU, to its result."""
+    train = ["nnUNetv2_train", place.dataset.name, "2d", "0", "-tr", _SEARCH]
+    folder = place.dataset.parents[1] / "nnUNet_results" / place.dataset.name / f"{_SEARCH}__nnUNetPlans__2d" / "fold_0"
+    process = place.command(*train, "-device", place.device.type)
+    while not (folder / "checkpoint_latest.pth").exists() and process.poll() is None:
+        time.sleep(0.05)
+    killed = process.poll() is None
+    process.kill()
+    process.communicate()
+    finish(place.command(*train, "-device", "cpu", "--c"))
+    added = [name for name in ("2d_iaclth", "2d_iaclth_residual") if name in place.content()["configurations"]]
+    yield judged(
+        f"IAC-LTH killed on {place.device.type}, resumed on cpu", "killed, and its two configurations in the plans",
+        f"{'killed' if killed else 'it ended by itself'}, {', '.join(added) or 'none'}",
+        passed=killed and len(added) == 2,
+    )  # fmt: skip
+
+
+def check_two_gpus(place: Workplace) -> Outcomes:
+    """nnU-Net's `-num_gpus 2` with searches, retrofit and an encoder, whose checkpoint predicts what was trained."""
+    searched = {"2d": ("nnUNetTrainerIACLTHSearch", "nnUNetTrainerDiNTSSearch"), CELLS: ("nnUNetTrainerIACRetrofit",)}
+    runs = [(configuration, trainer) for configuration, several in searched.items() for trainer in several]
+    for configuration, trainer in [*runs, (ENCODER, "nnUNetTrainerScheduled")]:
+        command = commands.train(int(place.dataset.name[7:10]), configuration, 0, trainer=trainer)
+        finish(place.command(*command.split(), "-num_gpus", "2"))
+        yield judged(f"{trainer} on two GPUs", "exit code 0", "0", passed=True)
+    results = place.dataset.parents[1] / "nnUNet_results" / place.dataset.name
+    path = results / f"nnUNetTrainerScheduled__nnUNetPlans__{ENCODER}" / "fold_0" / "checkpoint_final.pth"
+    yield _reloaded(place, path)
+
+
+def _reloaded(place: Workplace, path: Path) -> Outcome:
+    """Logits of a checkpoint as it is trained on several GPUs, and as it predicts."""
+    weights = torch.load(path, map_location="cpu", weights_only=False)["network_weights"]
+    networks = []
+    for together in (True, False):
+        trainer = place.trainer(trainers()["schedule"][0], ENCODER)
+        trainer.initialize()
+        network = trainer.network
+        if together:
+            network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        network.load_state_dict(weights)
+        networks.append(network.eval())
+    images = torch.randn(
+        1, 1, *trainer.configuration_manager.patch_size, generator=torch.Generator().manual_seed(0)
+    ).to(place.device)
+    with torch.no_grad():
+        one, other = (network(images)[0] for network in networks)
+    return judged("checkpoint of two GPUs", "the logits of training", f"{(one - other).abs().max():.1e}",
+                  passed=bool(torch.allclose(one, other, rtol=1e-4, atol=1e-4)))  # fmt: skip
