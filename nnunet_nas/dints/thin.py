@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import ndimage
 
 
 def lost_shares(label: np.ndarray, block: Sequence[int], classes: Sequence[int]) -> dict[int, tuple[int, float]]:
@@ -20,21 +21,31 @@ def lost_shares(label: np.ndarray, block: Sequence[int], classes: Sequence[int])
     Args:
         label: (*spatial), whole numbers; axes before those of the block are slices of their own.
         block: voxels per axis that become one.
-        classes: values of interest.
+        classes: values of interest, from 1 on.
 
     Returns:
         by class that is there: voxels in whole blocks, and lost ones of them.
     """
-    axes = label.ndim - len(block)
-    kept = tuple(slice(0, size - size % step) for size, step in zip(label.shape, (*[1] * axes, *block), strict=True))
-    whole = label[kept]
-    split = [part for size, step in zip(whole.shape[axes:], block, strict=True) for part in (size // step, step)]
-    blocks = whole.reshape(*whole.shape[:axes], *split)
-    within = tuple(axes + 2 * number + 1 for number in range(len(block)))
+    steps = (*[1] * (label.ndim - len(block)), *block)
+    # A class is looked at where it is: a hundred small ones would take minutes otherwise.
+    places = ndimage.find_objects(label, max_label=max(classes, default=0))
     found = {}
     for value in classes:
-        counts = (blocks == value).sum(within, dtype=np.int64)
-        voxels = int(counts.sum())
-        if voxels:
+        if (place := places[value - 1]) is None:
+            continue
+        counts = _per_block(label, value, place, steps)
+        if voxels := int(counts.sum()):
             found[int(value)] = (voxels, voxels - float((counts * counts).sum()) / math.prod(block))
     return found
+
+
+def _per_block(label: np.ndarray, value: int, place: Sequence[slice], steps: Sequence[int]) -> np.ndarray:
+    """Voxels of a class in every whole block that `place` touches."""
+    around = []
+    for part, size, step in zip(place, label.shape, steps, strict=True):
+        end = min(-(-part.stop // step) * step, size - size % step)
+        around.append(slice(min(part.start // step * step, end), end))
+    own = label[tuple(around)] == value
+    split = [number for size, step in zip(own.shape, steps, strict=True) for number in (size // step, step)]
+    counts: np.ndarray = own.reshape(split).sum(tuple(range(1, 2 * own.ndim, 2)), dtype=np.int64)
+    return counts

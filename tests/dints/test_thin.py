@@ -37,7 +37,8 @@ def test_a_single_voxel_is_nearly_all_lost():
 
 
 def test_it_is_the_mean_over_all_nearest_voxels():
-    label = np.random.default_rng(0).integers(0, 3, (6, 8, 4))
+    # As nnU-Net keeps them: small numbers, and -1 where an image was cut away.
+    label = np.random.default_rng(0).integers(-1, 3, (6, 8, 4)).astype(np.int8)
     kept = []
     for z, y, x in np.ndindex(2, 2, 2):
         back = label[z::2, y::2, x::2].repeat(2, 0).repeat(2, 1).repeat(2, 2)
@@ -51,3 +52,6 @@ def test_slices_of_a_volume_and_voxels_beyond_whole_blocks():
     label = np.zeros((3, 5, 4), int)
     label[1, :, 1] = 1
     assert lost_shares(label, (2, 2), (1,)) == {1: (4, 2.0)}
+    alone = np.zeros((5, 5), int)
+    alone[4, 4] = 1
+    assert lost_shares(alone, (2, 2), (1,)) == {}
