@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from nas_study import cost, records
-from nas_study.grid import Cell, read_study
+from nas_study.grid import KINDS, Cell, read_study
 
 from nnunet_nas.errors import UsageError
 
@@ -156,4 +156,12 @@ def test_the_questions_are_studies(file):
     yaml = pytest.importorskip("yaml")
     study = read_study(yaml.safe_load(file.read_text()), SCHEMA)
     assert len(study.content["seeds"]) >= 3
+    assert study.cells()
+
+
+def test_the_file_that_the_readme_shows_is_a_study():
+    yaml = pytest.importorskip("yaml")
+    text = SCHEMA.with_name("README.md").read_text().split("## The file\n\n")[1].split("\n\n")[0]
+    study = read_study(yaml.safe_load("\n".join(line[4:] for line in text.splitlines())), SCHEMA)
+    assert {study.kind(name) for name in study.content["methods"]} == set(KINDS)
     assert study.cells()
