@@ -248,8 +248,8 @@ def ready(name, school):
     trainer.initialize()
     trainer.print_to_log_file = lambda *text, **_: None
     if isinstance(trainer, nnUNetTrainerDiNTSSearch):
-        drawn = trainer._draw_topologies()  # from numbers, which the card does not have
-        trainer._draw_topologies = lambda: drawn
+        drawn = trainer.draw_topologies(0)  # from numbers, which the card does not have
+        trainer.draw_topologies = lambda epoch: drawn
     if isinstance(trainer, nnUNetTrainerDistill):
         trainer.find_teacher()
     if isinstance(trainer, nnUNetTrainerIACRetrofit):
