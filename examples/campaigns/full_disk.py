@@ -37,6 +37,7 @@ _COMMANDS = (
 
 def disk(campaign: Campaign, seed: int) -> None:
     """One trial of commands."""
+    warm_up()
     rng = random.Random(seed)
     words = rng.choice(_COMMANDS)
     if hasattr(os, "geteuid") and os.geteuid() == _ROOT_USER:
