@@ -7,7 +7,7 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -132,11 +132,12 @@ class ConfiguredTrainer(nnUNetTrainer, ABC):
 
     def _save_debug_information(self) -> None:
         """nnU-Net's text of every attribute but the states."""
-        hidden = {name: self.__dict__.pop(name) for name in self.states if name in self.__dict__}
+        own = cast("dict[str, Any]", vars(self))
+        hidden = {name: own.pop(name) for name in self.states if name in own}
         try:
             super()._save_debug_information()
         finally:
-            self.__dict__.update(hidden)
+            own.update(hidden)
 
     @abstractmethod
     def checkpoint(self) -> dict[str, Any]:

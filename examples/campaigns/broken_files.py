@@ -72,7 +72,7 @@ def text_of(content: Any, rng: random.Random) -> str:
 
 def plans(campaign: Campaign, seed: int) -> None:
     """A broken plans file beside a whole one: listed, counted, extended, searched on."""
-    from conftest import default_plans
+    from fake_dataset import default_plans
 
     rng = random.Random(seed)
     path = _dataset(campaign.root) / "nnUNetPlans.json"
@@ -227,7 +227,7 @@ KINDS = {kind.__name__: kind for kind in (plans, settings, genotypes, topologies
 
 def _dataset(root: Path) -> Path:
     """A data set with nnU-Net's description and a whole plans file; its images are not needed."""
-    from conftest import DATASET, default_plans
+    from fake_dataset import DATASET, default_plans
 
     folder = root / "nnUNet_preprocessed" / DATASET
     if not folder.exists():

@@ -51,7 +51,7 @@ def disk(campaign: Campaign, seed: int) -> None:
 
 def _dataset(root: Path) -> Path:
     """Plans and description of a data set without images."""
-    from conftest import default_plans
+    from fake_dataset import default_plans
 
     dataset = root / "nnUNet_preprocessed" / "Dataset011_Fake"
     shutil.rmtree(root / "nnUNet_preprocessed", ignore_errors=True)

@@ -64,7 +64,7 @@ class Job:
 
     def folder(self, root: Path) -> Path:
         """Its results."""
-        from conftest import DATASET
+        from fake_dataset import DATASET
 
         model = f"{self.trainer}__nnUNetPlans__{self.configuration}"
         return root / "nnUNet_results" / DATASET / model / "fold_0"
@@ -187,7 +187,7 @@ def use(root: Path) -> None:
 def _prepare(root: Path, job: Job, before: Path | None) -> None:
     """Data, a backbone and short settings; or what another job has left."""
     from cell_searches import make_backbone
-    from conftest import DATASET, write_dataset
+    from fake_dataset import DATASET, write_dataset
     from searches import read_plans, set_settings
 
     dataset = root / "nnUNet_preprocessed" / DATASET

@@ -53,7 +53,7 @@ def replans(campaign: Campaign, seed: int) -> None:
 
 def _start(root: Path) -> Path:
     """A data set of which nnU-Net knows all that planning asks for."""
-    from conftest import CASES, DATASET, write_dataset
+    from fake_dataset import CASES, DATASET, write_dataset
 
     raw, dataset = root / "nnUNet_raw" / DATASET, root / "nnUNet_preprocessed" / DATASET
     if not raw.exists():

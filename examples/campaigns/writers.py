@@ -70,7 +70,7 @@ def writers(campaign: Campaign, seed: int) -> None:
 
 def _new(dataset: Path) -> Path:
     """The plans of a data set without images."""
-    from conftest import default_plans
+    from fake_dataset import default_plans
 
     shutil.rmtree(dataset, ignore_errors=True)
     dataset.mkdir()

@@ -12,16 +12,20 @@ import numpy as np
 import torch
 
 from nnunet_nas import commands
+from nnunet_nas.checkpoints import read_checkpoint
 from nnunet_nas.complexity import MIB, kept_mib
 from nnunet_nas.gpu_check.fake_cuda import DEVICE, fake_cuda
 from nnunet_nas.gpu_check.outcome import Outcome, Outcomes, judged
 from nnunet_nas.gpu_check.workplace import CELLS, ENCODER, Workplace, finish, trainers
+from nnunet_nas.methods import METHODS
 from nnunet_nas.precision import half_precision
 
 _STEPS, _STEPS_ON_CPU = 20, 2
 _SCALE = 1024
 _MEMORY_ERROR = 0.15
-_SEARCH = "nnUNetTrainerIACLTHSearch"
+_SEARCH, _DINTS, _RETROFIT, _SCHEDULED = (
+    str(METHODS[name].trainer_name) for name in ("iac_lth", "dints", "iac_retrofit", "schedule")
+)
 
 
 def check_steps(place: Workplace) -> Outcomes:
@@ -139,7 +143,8 @@ def check_busy(place: Workplace) -> Outcomes:
 def check_resume(place: Workplace) -> Outcomes:
     """A search that is killed after an epoch goes on with --c, on the CPU, to its result."""
     train = ["nnUNetv2_train", place.dataset.name, "2d", "0", "-tr", _SEARCH]
-    folder = place.dataset.parents[1] / "nnUNet_results" / place.dataset.name / f"{_SEARCH}__nnUNetPlans__2d" / "fold_0"
+    results = place.dataset.parents[1] / "nnUNet_results" / place.dataset.name
+    folder = results / f"{_SEARCH}__{commands.DEFAULT_PLANS}__2d" / "fold_0"
     process = place.command(*train, "-device", place.device.type)
     while not (folder / "checkpoint_latest.pth").exists() and process.poll() is None:
         time.sleep(0.05)
@@ -157,20 +162,20 @@ def check_resume(place: Workplace) -> Outcomes:
 
 def check_two_gpus(place: Workplace) -> Outcomes:
     """nnU-Net's `-num_gpus 2` with searches, retrofit and an encoder, whose checkpoint predicts what was trained."""
-    searched = {"2d": ("nnUNetTrainerIACLTHSearch", "nnUNetTrainerDiNTSSearch"), CELLS: ("nnUNetTrainerIACRetrofit",)}
+    searched = {"2d": (_SEARCH, _DINTS), CELLS: (_RETROFIT,)}
     runs = [(configuration, trainer) for configuration, several in searched.items() for trainer in several]
-    for configuration, trainer in [*runs, (ENCODER, "nnUNetTrainerScheduled")]:
+    for configuration, trainer in [*runs, (ENCODER, _SCHEDULED)]:
         command = commands.train(int(place.dataset.name[7:10]), configuration, 0, trainer=trainer)
         finish(place.command(*command.split(), "-num_gpus", "2"))
         yield judged(f"{trainer} on two GPUs", "exit code 0", "0", passed=True)
     results = place.dataset.parents[1] / "nnUNet_results" / place.dataset.name
-    path = results / f"nnUNetTrainerScheduled__nnUNetPlans__{ENCODER}" / "fold_0" / "checkpoint_final.pth"
+    path = results / f"{_SCHEDULED}__{commands.DEFAULT_PLANS}__{ENCODER}" / "fold_0" / "checkpoint_final.pth"
     yield _reloaded(place, path)
 
 
 def _reloaded(place: Workplace, path: Path) -> Outcome:
     """Logits of a checkpoint as it is trained on several GPUs, and as it predicts."""
-    weights = torch.load(path, map_location="cpu", weights_only=False)["network_weights"]
+    weights = read_checkpoint(path, "run the check again", ["network_weights"])["network_weights"]
     networks = []
     for together in (True, False):
         trainer = place.trainer(trainers()["schedule"][0], ENCODER)

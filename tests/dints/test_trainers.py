@@ -376,8 +376,7 @@ def test_a_limit_in_mib_is_met(searchable):
     trainer = make(searchable)
     trainer.initialize()
     smallest = smallest_network(2, trainer.space.names, trainer.memory).mib
-    full = trainer.memory.full(2)
-    assert trainer.budget_mib == pytest.approx(0.8 * full)
+    assert trainer.budget_mib == pytest.approx(training_memory(trainer.base_spec()).total)
     set_settings(searchable, "2d", "dints", memory_limit_mib=1.15 * smallest, losses="paper")
     limited = make(searchable)
     limited.initialize()
