@@ -47,7 +47,8 @@ _LOCK_SECONDS = 60.0
 # nnU-Net rewrites plans in place and without a lock: how long its writing takes at most, and how long after ours one
 # that had read the file before may come.
 _PATIENCE_SECONDS = 0.5
-_AFTERMATH_SECONDS = 0.05
+_AFTERMATH_SECONDS = 0.2
+_PAUSE_SECONDS = 0.05
 _ATTEMPTS = 5
 _VERSIONED = ("nnunetv2", "torch", "dynamic-network-architectures")
 
@@ -606,7 +607,7 @@ class _Unlocked:
             if _canonical_or_none(content) is not None:
                 replace_file(self.path, content)
                 raise Overtaken(self.path)
-            time.sleep(_AFTERMATH_SECONDS)
+            time.sleep(_PAUSE_SECONDS)
 
     def close(self) -> None:
         """Forgets the file."""

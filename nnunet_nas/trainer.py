@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,6 +130,26 @@ class ConfiguredTrainer(nnUNetTrainer, ABC):
             mirror_axes, patch_size = None, self.configuration_manager.patch_size
         self.inference_allowed_mirroring_axes = mirror_axes
         return rotation, dummy_2d, patch_size, mirror_axes
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's; a disk that is full while it writes the split leaves no half file, which would stop all others.
+
+        Raises:
+            DataProblem: the file of the split is no JSON.
+        """
+        path = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+        known = path.exists()
+        try:
+            found: tuple[list[str], list[str]] = super().do_split()
+        except OSError:
+            if not known:
+                path.unlink(missing_ok=True)
+            raise
+        except json.JSONDecodeError as error:
+            raise DataProblem(
+                f"{path} is not valid JSON: remove it, so that nnU-Net makes its own again, or restore yours"
+            ) from error
+        return found
 
     def _save_debug_information(self) -> None:
         """nnU-Net's text of every attribute but the states."""

@@ -93,7 +93,7 @@ class Truth:
     @property
     def means(self) -> np.ndarray:
         """Mean hold-out Dice of each width."""
-        return np.array([np.nanmean(np.nanmean(dice, axis=1)) for dice in self.dice])
+        return np.array([np.nanmean(dice) for dice in self.dice])
 
     def smallest(self, margin: float, means: np.ndarray | None = None) -> int:
         """The narrowest width that is at most the margin below the widest."""

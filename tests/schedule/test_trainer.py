@@ -160,3 +160,28 @@ def test_the_papers_schedule_of_retraining(planned):
         for rate in rates:
             trainer.train_step(next(trainer.dataloader_train))
             assert group["lr"] == pytest.approx(rate)
+
+
+def test_a_full_disk_leaves_no_half_split_behind(planned, monkeypatch):
+    splits = planned / "splits_final.json"
+    splits.unlink(missing_ok=True)
+
+    def full(content, path, *arguments):
+        Path(path).write_text("[")
+        raise OSError(28, "No space left on device")
+
+    trainer = scheduled(planned)
+    with monkeypatch.context() as disk:
+        disk.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.save_json", full)
+        with pytest.raises(OSError, match="No space left"):
+            trainer.do_split()
+    assert not splits.exists()
+    assert all(trainer.do_split())
+
+
+def test_a_half_split_is_one_line(planned, capsys):
+    (planned / "splits_final.json").write_text("[")
+    text = refused(4, scheduled(planned).run_training, capsys)
+    assert text.endswith(
+        "splits_final.json is not valid JSON: remove it, so that nnU-Net makes its own again, or restore yours"
+    )
