@@ -202,7 +202,15 @@ def test_evidence_chooses_what_is_delivered_and_an_interruption_costs_one_score(
     np.testing.assert_array_equal(history.selected[-1], Topology.from_json(winner).selected())
 
     start_again(searchable)
-    assert scores_of(run(searchable)) == scores
+    undisturbed = scores_of(run(searchable))
+    assert [entry["topology"] for entry in undisturbed] == [entry["topology"] for entry in scores]
+    # Seen once to differ in the last digit of float32: how torch sums on a CPU may depend on where the memory lies.
+    for key in ("shared_loss", "trained_loss"):
+        first, again = (
+            {number: entry[key] for number, entry in enumerate(found) if key in entry}
+            for found in (scores, undisturbed)
+        )
+        assert again == pytest.approx(first, rel=1e-6)
     assert read_plans(searchable)["configurations"][NAME]["architecture"] == result["architecture"]
 
 
