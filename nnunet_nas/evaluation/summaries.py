@@ -417,7 +417,10 @@ def _stem(file: str) -> str:
 def _moved(file: str, folder: Path) -> Path:
     """A file as recorded, or of the same name beside the summary: results folders are copied and renamed."""
     beside = folder / PureWindowsPath(file).name
-    return beside if beside.exists() else Path(file)
+    try:
+        return beside if beside.exists() else Path(file)
+    except OSError:  # a name that no file can have
+        return Path(file)
 
 
 def _home(folder: Path) -> tuple[Path | None, str | None]:

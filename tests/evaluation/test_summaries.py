@@ -2,11 +2,13 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
 from nnunet_nas.errors import DataProblem, EnvironmentProblem, UsageError
 from nnunet_nas.evaluation.summaries import (
+    _moved,
     class_names,
     common_cases,
     evaluated_folds,
@@ -297,3 +299,8 @@ def test_plans_beside_that_are_broken_only_leave_the_configuration_unknown(model
     (model / "plans.json").write_text(json.dumps({"configurations": 1}))
     found = evaluated(model / "fold_0" / "validation")
     assert (found.home, found.configuration) == (model, None)
+
+
+def test_a_recorded_name_that_no_file_can_have_is_none_beside_the_summary(tmp_path):
+    name = "x" * 5000 + ".nii.gz"
+    assert _moved(f"/elsewhere/{name}", tmp_path) == Path(f"/elsewhere/{name}")
