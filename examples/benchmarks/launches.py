@@ -19,12 +19,10 @@ the largest cell, separable convolutions only; `mixed` one of every kind of oper
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
-import unittest.mock
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +33,6 @@ from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -45,7 +42,7 @@ from nnunet_nas.dints.network import DiNTSNet
 from nnunet_nas.dints.operations import OPERATIONS, make_levels
 from nnunet_nas.dints.supernet import DiNTSSupernet
 from nnunet_nas.dints.topology import Topology, edges
-from nnunet_nas.iac import relaxation, supernet
+from nnunet_nas.gpu_check.fake_cuda import backward, fake_cuda
 from nnunet_nas.iac.genotype import MOST_EXPENSIVE, Genotype
 from nnunet_nas.iac.network import IACUNet
 from nnunet_nas.iac.settings import IACLTHSettings
@@ -203,56 +200,6 @@ def is_free(func: Any) -> bool:
     """Views, allocations and queries."""
     view = any(value.alias_info is not None and not value.alias_info.is_write for value in func._schema.returns)
     return view or func._schema.name.partition("::")[2] in _FREE
-
-
-@contextlib.contextmanager
-def fake_cuda() -> Iterator[None]:
-    """Fake tensors of a GPU that is not there; index tensors that networks keep are made anew on both sides."""
-    caches = [function for module in (supernet, relaxation) for function in vars(module).values()
-              if hasattr(function, "cache_clear")]  # fmt: skip
-    patched = unittest.mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False)
-    for cache in caches:
-        cache.cache_clear()
-    with patched, FakeTensorMode():
-        yield
-    for cache in caches:
-        cache.cache_clear()
-
-
-@torch.no_grad()
-def backward(loss: Tensor) -> None:
-    """Walks the graph: the engine of autograd asks for a GPU."""
-    waiting: Counter[Any] = Counter()
-    seen, stack = {loss.grad_fn}, [loss.grad_fn]
-    while stack:
-        for node, _ in stack.pop().next_functions:
-            if node is None:
-                continue
-            waiting[node] += 1
-            if node not in seen:
-                seen.add(node)
-                stack.append(node)
-    gradients: dict[tuple[Any, int], Tensor] = {(loss.grad_fn, 0): torch.ones_like(loss)}
-    ready = [loss.grad_fn]
-    while ready:
-        node = ready.pop()
-        given = [gradients.pop((node, number), None) for number in range(len(node._input_metadata))]
-        if hasattr(node, "variable"):
-            node.variable.grad = given[0]
-            continue
-        results = node(*given) if any(value is not None for value in given) else [None] * len(node.next_functions)
-        results = results if isinstance(results, (tuple, list)) else [results]
-        for gradient, (target, number) in zip(results, node.next_functions, strict=True):
-            if target is None:
-                continue
-            if gradient is not None:
-                wanted, before = target._input_metadata[number], gradients.get((target, number))
-                fits = gradient.shape == torch.Size(wanted.shape)
-                fitting = (gradient if fits else gradient.sum_to_size(wanted.shape)).to(wanted.dtype)
-                gradients[target, number] = fitting if before is None else before + fitting
-            waiting[target] -= 1
-            if not waiting[target]:
-                ready.append(target)
 
 
 def loss_of(outputs: list[Tensor]) -> Tensor:

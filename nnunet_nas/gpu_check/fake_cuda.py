@@ -207,7 +207,9 @@ def _fitting(gradient: Tensor, wanted: Any) -> Tensor:
     """
     if gradient.device != wanted.device and gradient.dim():
         raise RuntimeError(f"a gradient on {gradient.device} for a tensor on {wanted.device}")
-    return gradient.sum_to_size(wanted.shape).to(device=wanted.device, dtype=wanted.dtype)
+    if gradient.shape != torch.Size(wanted.shape):
+        gradient = gradient.sum_to_size(wanted.shape)
+    return gradient.to(device=wanted.device, dtype=wanted.dtype)
 
 
 def _add(pending: dict[tuple[Any, int], Tensor], key: tuple[Any, int], gradient: Tensor) -> None:
