@@ -37,6 +37,21 @@ def half_precision(device: torch.device) -> contextlib.AbstractContextManager[ob
     return torch.autocast("cuda") if device.type == "cuda" else contextlib.nullcontext()
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The half precision that autocast has on a device at present; None where it is off."""
+    kind = device.type
+    active = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if active else None
+
+
+def waits_for_calls(device: torch.device) -> bool:
+    """Whether many small operations cost a device more than a few large ones: any but the CPU, where all are counted.
+
+    Tensors of `meta` are counted for multiply-accumulates and memory, by the modules that plans name.
+    """
+    return device.type not in ("cpu", "meta")
+
+
 class LossWatch:
     """Counts how often in a row a loss was not finite, without a wait for the GPU until it is asked.
 

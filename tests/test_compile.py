@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 from nnunet_nas.dints.network import DiNTSNet
 from nnunet_nas.dints.operations import OPERATIONS
 from nnunet_nas.dints.topology import Topology, edges
+from nnunet_nas.iac import cell as cells
 from nnunet_nas.iac.genotype import Genotype
 from nnunet_nas.iac.network import IACUNet
 
@@ -90,6 +91,13 @@ def compare(build, backend, *, half, tolerance):
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("build", [found, retrofit])
 def test_one_graph_and_the_same_numbers(build, half):
+    compare(build, "eager", half=half, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("build", [retrofit, recomputed_retrofit])
+def test_cells_as_a_gpu_computes_them_are_one_graph_too(build, half, monkeypatch):
+    monkeypatch.setattr(cells, "waits_for_calls", lambda device: True)
     compare(build, "eager", half=half, tolerance=1e-6)
 
 

@@ -13,6 +13,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from searches import make_trainer, read_plans, set_settings
 from test_networks import GENOTYPE, GEOMETRY, KINDS, QUICK_ENCODER, with_encoder
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from nnunet_nas.architecture import build_network, derive, network_spec
 from nnunet_nas.dints.trainers import nnUNetTrainerDiNTSSearch
@@ -284,6 +286,61 @@ def test_the_real_steps_of_a_trainer(name, half, school, monkeypatch):
             assert np.shape(trainer.validation_step(batch_of(trainer))["tp_hard"]) == (1,)
         assert before == {key: value.device for key, value in trainer.network.state_dict().items()}
         assert set(before.values()) == {DEVICE}
+
+
+class Events(TorchDispatchMode):
+    """What happens in which order: arithmetic in double precision on the CPU, copies between CPU and card, steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        devices = ({x.device.type for x in given}, {x.device.type for x in tensors})
+        if "copy" in func.name() and devices == ({"cuda"}, {"cpu"}):
+            self.seen.append("copied to the CPU")
+        elif "copy" not in func.name() and any(x.device.type == "cpu" and x.dtype == torch.float64 for x in tensors):
+            self.seen.append("computed on the CPU")
+        return result
+
+    def named(self, name, function):
+        """The function, whose calls are events."""
+
+        def call(*args, **kwargs):
+            self.seen.append(name)
+            return function(*args, **kwargs)
+
+        return call
+
+    def without_repetitions(self):
+        return [name for name, _ in itertools.groupby(self.seen)]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_the_terms_of_dints_are_computed_while_the_card_is_busy(share, school):
+    set_settings(school, "2d", "dints", terms_share=share)
+    trainer = ready("dints", school)
+    with fake_cuda():
+        onto_the_card(trainer)
+        trainer.current_epoch = trainer.num_epochs - 1
+        trainer.on_train_epoch_start()
+        batch, events = batch_of(trainer), Events()
+        trainer.loss_of = events.named("forward", trainer.loss_of)
+        for optimizer in (trainer.optimizer, trainer.architecture_optimizer):
+            optimizer.step = events.named("step", optimizer.step)
+        with pytest.MonkeyPatch.context() as patch, events:
+            patch.setattr(torch.Tensor, "backward", events.named("backward", torch.Tensor.backward))
+            trainer.train_step(batch)
+    assert events.without_repetitions() == [
+        "copied to the CPU",  # alpha and x, before the card has anything to do
+        "forward", "backward", "step",
+        "forward", "backward", "computed on the CPU", "step",
+        "copied to the CPU",  # the loss, for nnU-Net's log
+    ]  # fmt: skip
 
 
 @pytest.mark.integration

@@ -11,6 +11,8 @@ import launches
 # Launches of forward and backward pass at most; of DiNTS with two layers.
 BOUNDS = {
     "iac_3d": 3000,
+    "retrofit_3d": 800,
+    "mixed_2d": 1350,
     "dints_exact": 1200,
     "dints_exact_architecture": 1200,
     "dints_fast": 1600,
@@ -24,6 +26,11 @@ def test_a_step_launches_no_more_and_never_waits_for_the_cpu(name, monkeypatch):
     step = launches.measure(name)
     assert step.launches <= BOUNDS[name]
     assert step.blocking == 0
+
+
+def test_a_retrofit_launches_at_most_half_as_much_again_as_its_backbone():
+    retrofit, plain = (launches.measure(name).launches for name in ("retrofit_3d", "plain_3d"))
+    assert retrofit <= 1.5 * plain
 
 
 def test_the_exact_supernet_keeps_little_more_than_half_in_half_precision(monkeypatch):

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from nnunet_nas.dints.operations import Step, autocast_dtype
+from nnunet_nas.dints.operations import Step
+from nnunet_nas.precision import autocast_dtype
 
 
 class Converted:

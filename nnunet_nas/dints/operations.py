@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate
 
 from nnunet_nas.blocks import Blocks
 from nnunet_nas.errors import DataProblem
+from nnunet_nas.precision import autocast_dtype
 
 # One convolution: kernel and dilation per axis (z y x, or y x).
 Step = tuple[tuple[int, ...], int]
@@ -101,13 +102,6 @@ def make_levels(
 
 def _per_axis(value: Any, dimensions: int) -> tuple[int, ...]:
     return (value,) * dimensions if isinstance(value, int) else tuple(int(part) for part in value)
-
-
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The half precision that autocast has on a device at present; None where it is off."""
-    kind = device.type
-    active = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.get_autocast_dtype(kind) if active else None
 
 
 def halved(x: Tensor) -> Tensor:

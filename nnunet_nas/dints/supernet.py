@@ -208,16 +208,24 @@ class SuperEncoder(LayeredEncoder):
         """`operations`: which operations exist, (E, N) bool."""
         super().__init__(stems, layers, activation)
         self.register_buffer("exists", operations, persistent=False)
+        # Stays on the CPU.
+        self._absent = ~operations
         norms = [norm for norm in self.layers.modules() if _is_affine_instance(norm)]
         self.epsilon = float(norms[0].eps) if norms else 0.0  # all norms are made from the same arguments
         shape = (len(layers), *operations.shape)
         self.alpha = nn.Parameter(torch.zeros(shape))
         self.edge_logits = nn.Parameter(torch.zeros(shape[:2]))
 
-    def operation_logits(self) -> Tensor:
-        """alpha, with what does not exist out of reach, (layers, E, N), double precision where there is one."""
+    def operation_logits(self, alpha: Tensor | None = None) -> Tensor:
+        """alpha, with what does not exist out of reach, (layers, E, N), double precision where there is one.
+
+        Args:
+            alpha: a copy on the CPU; None: the parameter.
+        """
         exists: Any = self.exists
-        return _precise(self.alpha).masked_fill(~exists, _ABSENT)
+        if alpha is None:
+            return _precise(self.alpha).masked_fill(~exists, _ABSENT)
+        return alpha.double().masked_fill(self._absent, _ABSENT)
 
     def mixing_weights(self) -> Tensor:
         """m times softmax(alpha), (layers, E, N), in the parameters' own precision."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,18 @@ def learning_rate(step: int, steps: int, *, start: float, peak: float) -> float:
     return warmed_and_halved(step, steps, start=start, peak=peak, warmup=_WARMUP_SHARE, halved_at=_HALVED_AT)
 
 
-def add_scaled(gradients: Sequence[Any], others: Sequence[Any], share: float) -> None:
-    """Adds to each gradient another one of `share` of its own norm, in place; what is zero or None adds nothing."""
+def add_scaled(gradients: Sequence[Any], others: Sequence[Any], share: float | None) -> None:
+    """Adds to each gradient another one, in place; what is zero or None adds nothing.
+
+    Args:
+        gradients: which are changed.
+        others: one for each.
+        share: of the gradient's own norm, which the other one is brought to; None: it is added as it is.
+    """
     for gradient, other in zip(gradients, others, strict=True):
         if other is not None:
-            gradient.add_(other * (share * gradient.norm() / other.norm().clamp(min=_SMALLEST_NORM)))
+            scale = 1.0 if share is None else share * gradient.norm() / other.norm().clamp(min=_SMALLEST_NORM)
+            gradient.add_(other * scale)
 
 
 class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
@@ -73,6 +81,7 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
     settings_class = DiNTSSettings
     network: DiNTSSupernet
     history: TopologyHistory
+    _copies: Sequence[torch.Tensor] | None = None
 
     def __init__(
         self,
@@ -283,31 +292,51 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One step of the weights on the first half; after their time alone, one of the architecture on the second."""
         self._set_learning_rate()
+        # The card has nothing to do now; later, a copy would wait for all that it was asked for before.
+        copies = None if self.warming_up else self._copied_logits()
         self.train_only(weights=True)
         with self.network.computing(self._drawn[self._step % len(self._drawn)] if self._drawn else None):
             loss = self.loss_of(batch)
         self.descend(loss, [self.optimizer], self.network.network_parameters())
-        if not self.warming_up:
+        if copies is not None:
             self.train_only(weights=False)
-            self._architecture_step(self.loss_of(next(self.dataloader_architecture)))
+            self._architecture_step(self.loss_of(next(self.dataloader_architecture)), copies)
         self._step += 1
         return {"loss": loss.detach().cpu().numpy()}
 
-    def _architecture_step(self, segmentation: torch.Tensor) -> None:
-        """Descends on L_arch, whose other terms are added to L_seg, or to its gradient at a given share of its norm."""
-        share = self.settings.terms_share
-        if share is None:
-            # Of L_seg's type, because a sum in double precision would be on the GPU, and Apple's have none.
-            terms = self.architecture_loss().to(segmentation.dtype)
-            self.descend(segmentation + terms, [self.architecture_optimizer], [])
-            return
-        parameters = self.network.architecture_parameters()
+    def _architecture_step(self, segmentation: torch.Tensor, copies: Sequence[torch.Tensor]) -> None:
+        """Descends on L_arch, whose other terms are added to the gradient of L_seg, as they are or at a given share.
+
+        Args:
+            segmentation: L_seg.
+            copies: alpha and x on the CPU, as `_copied_logits` has them. There the terms are computed, in double
+                precision, when the card has got everything to do for the gradient of L_seg.
+        """
+        parameters, share = self.network.architecture_parameters(), self.settings.terms_share
 
         def add() -> None:
-            others = torch.autograd.grad(self.terms().total(self.topology_weight), parameters, allow_unused=True)
-            add_scaled([parameter.grad for parameter in parameters], others, share * self.terms_weight())
+            with self._reading(copies):
+                loss = self.architecture_loss() if share is None else self.terms().total(self.topology_weight)
+            found = torch.autograd.grad(loss, copies, allow_unused=True)
+            gradients = [parameter.grad for parameter in parameters]
+            at_once = self.device.type == "cuda"
+            others = [None if own is None else own.to(self.device, non_blocking=at_once) for own in found]
+            add_scaled(gradients, others, None if share is None else share * self.terms_weight())
 
         self.descend(segmentation, [self.architecture_optimizer], [], adjust=add)
+
+    def _copied_logits(self) -> list[torch.Tensor]:
+        """alpha and x at present, on the CPU; gradients end there."""
+        return [parameter.detach().cpu().requires_grad_() for parameter in self.network.architecture_parameters()]
+
+    @contextlib.contextmanager
+    def _reading(self, copies: Sequence[torch.Tensor]) -> Iterator[None]:
+        """Inside, terms are those of copies of alpha and x."""
+        self._copies = copies
+        try:
+            yield
+        finally:
+            self._copies = None
 
     def architecture_loss(self) -> torch.Tensor:
         """What Eq. 11 adds to L_seg: the terms at their present weight."""
@@ -337,7 +366,8 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
 
     def logits(self) -> tuple[torch.Tensor, torch.Tensor]:
         """x (layers, E) and alpha (layers, E, N), on the CPU in double precision: a few hundred numbers."""
-        return self.network.encoder.edge_logits.cpu().double(), self.network.encoder.operation_logits().cpu().double()
+        alpha, x = self._copies or [parameter.cpu() for parameter in self.network.architecture_parameters()]
+        return x.double(), self.network.encoder.operation_logits(alpha)
 
     def select(self, *, limit_mib: float | None) -> Selection:
         """The most probable topology at present whose predicted memory meets a limit; None for no limit."""

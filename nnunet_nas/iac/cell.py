@@ -2,7 +2,7 @@
 
 Two inputs pass a 1x1 convolution and norm to the cell's width; four computed nodes sum two operations each; their
 concatenation passes a 1x1 convolution to the skip's channels. No ReLU in front of the projections, because the
-upsampled tensor is signed (our choice).
+upsampled tensor is signed (our choice). `Cell.plain` is the definition; what GPUs compute is in `joined`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_nas.iac.genotype import INPUT_NODES, NODES, Genotype
+from nnunet_nas.iac.joined import groups_of, joined
 from nnunet_nas.iac.operations import build_operation
+from nnunet_nas.precision import waits_for_calls
 
 COMPUTED_NODES = NODES - INPUT_NODES
 _LEAST_MIXED = 4
+_INSTANCE_NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 def cell_width(skip_channels: int, *, minimum: int, divisor: int, multiple: int) -> int:
@@ -42,6 +45,9 @@ def mixed_share(width: int, wanted: int) -> int:
 class Cell(nn.Module):
     """A discrete cell that replaces a skip tensor, or is added to it."""
 
+    project_skip: Any
+    project_up: Any
+    operations: Any
     output: Any
 
     def __init__(
@@ -71,6 +77,9 @@ class Cell(nn.Module):
         """
         super().__init__()
         self.genotype, self.residual = genotype, residual
+        self.groups = groups_of(genotype)
+        affine = norm_kwargs.get("affine", False) and not norm_kwargs.get("track_running_stats", False)
+        self.joins = issubclass(norm, _INSTANCE_NORMS) and affine
         self.width, self.skip_channels = width, skip_channels
         self.project_skip = nn.Sequential(conv_op(skip_channels, width, 1, bias=False), norm(width, **norm_kwargs))
         self.project_up = nn.Sequential(conv_op(skip_channels, width, 1, bias=False), norm(width, **norm_kwargs))
@@ -94,6 +103,12 @@ class Cell(nn.Module):
         Returns:
             (b, C, *spatial).
         """
+        if self.joins and waits_for_calls(skip.device):
+            return joined(self, skip, up)
+        return self.plain(skip, up)
+
+    def plain(self, skip: Tensor, up: Tensor) -> Tensor:
+        """`forward`, one operation after the other."""
         nodes = [self.project_skip(skip), self.project_up(up)]
         operations = iter(self.operations)
         for node in range(INPUT_NODES, NODES):

@@ -43,6 +43,7 @@ from nnunet_nas.iac.genotype import EDGES, INPUT_NODES, NODES, OPERATIONS
 from nnunet_nas.iac.operations import CONVOLUTIONS, norm_kind, pool
 from nnunet_nas.iac.relaxation import edge_weights, operation_probabilities
 from nnunet_nas.iac.settings import CellSettings
+from nnunet_nas.precision import autocast_dtype
 from nnunet_nas.skips.unet import SKIP_PREFIX, SkipUNet
 
 _EPSILON = 1e-5
@@ -334,9 +335,8 @@ class _Step:
 
 def _as_autocast(x: Tensor) -> Tensor:
     """In the precision in which autocast convolves: converted once, where each convolution would do it for its part."""
-    device = x.device.type
-    active = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return x.to(torch.get_autocast_dtype(device)) if active and x.dtype == torch.float32 else x
+    dtype = autocast_dtype(x.device) if x.dtype == torch.float32 else None
+    return x if dtype is None else x.to(dtype)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -357,7 +357,7 @@ def test_terms_can_be_a_share_of_the_segmentation_gradient(searchable):
     batch = next(trainer.dataloader_architecture)
     segmentation = torch.autograd.grad(trainer.loss_of(batch), parameters)
     terms = torch.autograd.grad(trainer.terms().total(1.0), parameters)
-    trainer._architecture_step(trainer.loss_of(batch))
+    trainer._architecture_step(trainer.loss_of(batch), trainer._copied_logits())
     for parameter, own, other in zip(parameters, segmentation, terms, strict=True):
         added = parameter.grad - own
         # Three of five iterations of the architecture are done.
