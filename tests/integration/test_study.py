@@ -24,7 +24,7 @@ SMALLEST = {
     "schedule": {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1},
     "datasets": {"998": {"phantom": {"n": 10, "n_test": 2, "size": 64}}},
     "bases": {"a": {"configuration": "2d", "cap": 8, "patch_size": [32, 32], "batch_size": 2}},
-    "methods": {"w4": {"width": 4}},
+    "methods": {"w4": {"width": 4}, "taught": {"width": 4, "distill": {}, "against": "w4"}},
 }
 # More levels than the plan has: refused when the search begins.
 FAILING = {"search": "dints", "settings": {"num_levels": 9}}
@@ -56,9 +56,9 @@ def rows():
 
 
 def test_announced_killed_gone_on_with_and_a_failed_cell_is_named(work):
-    broken = study_file(work, methods={"w4": {"width": 4}, "topology": FAILING})
+    broken = study_file(work, methods={**SMALLEST["methods"], "topology": FAILING})
     _, said = run(work, *words(broken, "-n"), extra=LOADING)
-    assert "study smallest: 1 datasets, 1 bases, 2 methods, 1 seeds, 1 folds; 3 cells, 0 of them done" in said
+    assert "study smallest: 1 datasets, 1 bases, 3 methods, 1 seeds, 1 folds; 4 cells, 0 of them done" in said
     assert "multiply-accumulates: " in said
     assert {path.name for path in Path().iterdir()} <= {".snakemake"}
 
@@ -84,7 +84,8 @@ def test_announced_killed_gone_on_with_and_a_failed_cell_is_named(work):
     assert table in said
     found = rows()
     assert (found["base"]["seeds"], found["w4"]["seeds"], found["topology"]["seeds"]) == ("1", "1", "0")
-    assert found["w4"]["against"] == "base"
+    assert (found["w4"]["against"], found["taught"]["against"]) == ("base", "w4")
+    assert found["taught"]["seeds"] == "1"
     assert not Path("tables/complete").exists()
 
     # Without it the rest is done already, and trains nothing again.

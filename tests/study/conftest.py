@@ -44,5 +44,6 @@ def content():
             "thin": {"narrowed_to": "topology", "datasets": [1], "bases": ["plain"]},
             "from1": {"transfer": {"dataset": 1, "method": "topology"}, "bases": ["plain"]},
             "attention": {"skip": "attention", "schedule": {"num_epochs": 3}},
+            "taught": {"width": 8, "distill": {"weight": 0.5}, "schedule": {"num_epochs": 6}, "against": "w8"},
         },
     }

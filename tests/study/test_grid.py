@@ -24,11 +24,11 @@ def test_the_cells(study):
     assert len(cells) == len(set(cells))
     # Data set 1: base, tiny, w8, cells, longer, topology, thin, attention on `plain` alone, two seeds each.
     methods = {cell.method for cell in cells if cell.dataset == 1}
-    assert methods == {"base", "tiny", "w8", "cells", "longer", "topology", "thin", "attention"}
+    assert methods == {"base", "tiny", "w8", "cells", "longer", "topology", "thin", "attention", "taught"}
     assert {cell.base for cell in cells if cell.dataset == 1} == {"plain"}
-    # Data set 2: on `plain` base, tiny, w8, cells, longer, attention and what comes from data set 1; on `narrow` four.
-    assert sum(cell.dataset == 2 for cell in cells) == 2 * (7 + 4)
-    assert sum(cell.dataset == 1 for cell in cells) == 2 * 8
+    # Data set 2: on `plain` also what comes from data set 1, no topology; on `narrow` what is not confined to `plain`.
+    assert sum(cell.dataset == 2 for cell in cells) == 2 * (8 + 5)
+    assert sum(cell.dataset == 1 for cell in cells) == 2 * 9
 
 
 def test_what_each_step_waits_for(study):
@@ -38,6 +38,7 @@ def test_what_each_step_waits_for(study):
 
     assert needs("base") == needs("w8") == needs("tiny") == needs("topology") == needs("attention") == ([], [])
     assert needs("cells") == ([TRAINED_BASE], [TRAINED_BASE])
+    assert needs("taught") == ([], [TRAINED_BASE])
     assert needs("longer") == ([TRAINED_BASE], [])
     assert needs("thin") == (["1/plain/topology/s0/derived.json"], [])
     assert needs("from1", dataset=2) == (["1/plain/topology/s0/derived.json"], [])
@@ -46,8 +47,9 @@ def test_what_each_step_waits_for(study):
 
 def test_who_trains_what(study):
     trainers = {cell.method: study.trainer(cell) for cell in study.cells()}
-    assert trainers["cells"] == "nnUNetTrainerIACRetrofit"
-    assert {trainer for method, trainer in trainers.items() if method != "cells"} == {"nnUNetTrainerScheduled"}
+    assert trainers.pop("cells") == "nnUNetTrainerIACRetrofit"
+    assert trainers.pop("taught") == "nnUNetTrainerDistill"
+    assert set(trainers.values()) == {"nnUNetTrainerScheduled"}
 
 
 def test_gpus_are_for_networks_only(content):
@@ -90,6 +92,14 @@ WRONG = {
         {"methods": {"a": {"width": 8, "bases": ["plain"]}, "b": {"width": 4, "against": "a"}}},
         "methods.b needs a on data set 2 and base narrow, where the study has none",
     ),
+    "a teacher": (
+        {"methods": {"a": {"skip": "conv", "distill": {"teacher_trainer": "x"}}}},
+        "methods.a.distill: unknown key teacher_trainer; known: temperature, weight",
+    ),
+    "what is not taught": (
+        {"methods": {"a": {"search": "iac", "distill": {}}}},
+        "methods.a.distill belongs to a method whose result is trained plainly",
+    ),
     "no base": ({"bases": {}}, "bases: "),
     "a name": ({"study": "my study"}, "study: 'my study' does not match"),
 }
@@ -106,10 +116,10 @@ def test_what_makes_no_sense_is_said_in_one_line(content, change, message):
 def test_the_cost_before_it_starts(study, monkeypatch, tmp_path, nnunet_folders):
     monkeypatch.chdir(tmp_path)
     said = cost.announcement(study).splitlines()
-    assert said[0] == "study all: 2 datasets, 2 bases, 8 methods, 2 seeds, 1 folds; 38 cells, 0 of them done"
+    assert said[0] == "study all: 2 datasets, 2 bases, 9 methods, 2 seeds, 1 folds; 44 cells, 0 of them done"
     # Bases, widths, selections, attention: of 50, 50, 50 and 15 iterations; cells: 60 and 20; longer: as the 20.
     assert "base 300, tiny 300, w8 300, cells 320, longer 80" in said[1]
-    assert "attention 90" in said[1]
+    assert "attention 90, taught 180" in said[1]
     assert "4 retrofits, 6 searches" in said[1]
     assert "data set 1 is not counted" in said[2]
 

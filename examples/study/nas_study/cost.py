@@ -50,7 +50,11 @@ def parts(study: Study, cell: Cell) -> list[Part]:
     method, schedule = study.method(cell), study.schedule(cell)
     kind = study.kind(cell.method)
     found = [Part("search", method["search"], method.get("settings", {}))] if kind == "search" else []
-    one = [Part("training", "schedule", {**schedule, **method.get("schedule", {})})]
+    taught = {"distill": method["distill"]} if "distill" in method else {"schedule": {}}
+    one = [
+        Part("training", name, {**schedule, **method.get("schedule", {}), **settings})
+        for name, settings in taught.items()
+    ]
     if kind == "search" and method["search"] in CELL_SEARCHES:
         one = [Part("retrofit", "iac_retrofit", method.get("retrofit", {}))]
     if kind == "control_of":
@@ -112,7 +116,8 @@ def _macs(study: Study, cells: list[Cell], problems: list[str]) -> float:
     before, total = len(known), 0.0
     for cell in cells:
         for part in parts(study, cell):
-            counts_like = "training" if part.what == "training" else part.method
+            plain = part.what == "training" and part.method != "distill"
+            counts_like = "training" if plain else part.method
             base = study.content["bases"][cell.base]
             key = _digest([plans.digest(base["configuration"]), base, counts_like, part.settings])
             try:
@@ -128,9 +133,10 @@ def _macs(study: Study, cells: list[Cell], problems: list[str]) -> float:
 
 
 def _per_iteration(plans: Plans, base: dict[str, Any], counts_like: str, part: Part) -> float:
-    from nnunet_nas.architecture import network_spec
+    from nnunet_nas.architecture import build_without_weights, network_spec
+    from nnunet_nas.complexity import count_macs
     from nnunet_nas.search_cost import search_cost
-    from nnunet_nas.training_cost import plain_step
+    from nnunet_nas.training_cost import plain_step, training_shape
     from nnunet_nas.xtiny.widths import capped_features
 
     spec = network_spec(plans, base["configuration"])
@@ -141,8 +147,9 @@ def _per_iteration(plans: Plans, base: dict[str, Any], counts_like: str, part: P
         batch_size=base.get("batch_size", spec.batch_size),
         patch_size=tuple(base.get("patch_size", spec.patch_size)),
     )
-    if counts_like == "training":
-        return float(spec.batch_size * plain_step(spec))
+    if counts_like in ("training", "distill"):
+        teaching = count_macs(build_without_weights(spec), training_shape(spec)) if counts_like == "distill" else 0
+        return float(spec.batch_size * (plain_step(spec) + teaching))
     if counts_like == "iac_retrofit":
         from nnunet_nas.iac.cost import most_expensive
         from nnunet_nas.iac.settings import IACLTHSettings

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_nas.errors import DataProblem, UsageError
-from nnunet_nas.methods import settings_class
+from nnunet_nas.methods import METHODS, settings_class
 from nnunet_nas.settings import checked_values
 
 BASE = "base"
@@ -151,6 +151,10 @@ class Study:
             raise UsageError(f"{place}.control_of must name a method that searches for cells (iac, iac_lth)")
         if "transfer" in method:
             self._check_transfer(place, method["transfer"])
+        if "distill" in method:
+            if "transfer" in method or "control_of" in method or method.get("search") in CELL_SEARCHES:
+                raise UsageError(f"{place}.distill belongs to a method whose result is trained plainly, from nothing")
+            _check_settings("distill", method["distill"], f"{place}.distill")
 
     def _check_search(self, name: str, method: dict[str, Any]) -> None:
         _check_settings(method["search"], method.get("settings", {}), f"methods.{name}.settings")
@@ -225,6 +229,8 @@ class Study:
     def trainer(self, cell: Cell) -> str:
         """Class name of what trains a cell's configuration."""
         kind, method = self.kind(cell.method), self.method(cell)
+        if "distill" in method:
+            return str(METHODS["distill"].trainer_name)
         if kind == "transfer":
             source = self.content["methods"][method["transfer"]["method"]]
             return _retrofit() if source.get("search") in CELL_SEARCHES else TRAINER
@@ -249,7 +255,7 @@ class Study:
     def train_needs(self, cell: Cell, fold: int | str) -> list[str]:
         """Files that must be there before a fold can be trained."""
         needs = [derived(cell)]
-        if cell.method != BASE and self.trainer(cell) == _retrofit():
+        if cell.method != BASE and (self.trainer(cell) == _retrofit() or "distill" in self.method(cell)):
             needs.append(trained(cell.of(BASE), fold))
         return needs
 

@@ -206,20 +206,31 @@ def derive(study: Study, cell: Cell) -> dict[str, Any]:
     started = time.time()
     kind = study.kind(cell.method)
     found = _DERIVE[kind](study, cell)
-    schedule = study.method(cell).get("schedule")
-    if schedule and study.trainer(cell) == TRAINER and kind != "control_of":
-        found["configuration"] = _with_schedule(study, cell, found["configuration"], schedule)
+    method = study.method(cell)
+    if "distill" in method:
+        found["configuration"] = _distilled(study, cell, found["configuration"])
+    elif method.get("schedule") and study.trainer(cell) == TRAINER and kind != "control_of":
+        schedule = {**study.schedule(cell), **method["schedule"]}
+        found["configuration"] = _trained_otherwise(study, cell, found["configuration"], "schedule", schedule)
     # What only writes a configuration takes no time worth comparing; a search knows its own.
     seconds = time.time() - started if kind == "select" else 0.0
     return {"seconds": seconds, "iterations": 0, **found, "trainer": study.trainer(cell)}
 
 
-def _with_schedule(study: Study, cell: Cell, base: str, schedule: dict[str, Any]) -> str:
-    """A configuration of its own for a training of another length."""
+def _trained_otherwise(study: Study, cell: Cell, base: str, method: str, settings: dict[str, Any]) -> str:
+    """A configuration of its own for a training of another length, or by another trainer."""
     name = f"{base}_{cell.method}"
     with _edited(study, cell) as plans:
-        _put(plans, name, {"inherits_from": base}, "schedule", {**study.schedule(cell), **schedule})
+        _put(plans, name, {"inherits_from": base}, method, settings)
     return name
+
+
+def _distilled(study: Study, cell: Cell, base: str) -> str:
+    """Trained beside the logits of the plain training of the cell's base, as long as without them."""
+    method = study.method(cell)
+    schedule = {**study.schedule(cell), **method.get("schedule", {})}
+    teacher = {"teacher_configuration": cell.configuration, "teacher_trainer": TRAINER}
+    return _trained_otherwise(study, cell, base, "distill", {**schedule, **teacher, **method["distill"]})
 
 
 def _edited(study: Study, cell: Cell) -> Any:
@@ -440,7 +451,7 @@ def _iterations_per_epoch(study: Study, cell: Cell, configuration: str, trainer:
     from nnunet_nas.methods import settings_class
     from nnunet_nas.settings import read_settings
 
-    name = "iac_retrofit" if trainer == retrofit_trainer() else "schedule"
+    name = next(name for name, method in METHODS.items() if trainer == method.trainer_name)
     settings: Any = read_settings(settings_class(name), _plans(study, cell).resolve(configuration))
     return int(settings.num_iterations_per_epoch)
 
