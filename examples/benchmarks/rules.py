@@ -10,10 +10,9 @@ spread rule on all seeds, the race. What is there is not done again.
 
 `report` compares. The truth of a data set is the narrowest width whose mean hold-out Dice over cases and training seeds
 is at most `-margin` below the widest one's; its interval is that of a bootstrap over cases and seeds. Beside the picks
-of `score` it judges constants, the paper's rule on the number of parameters, and the training loss after 50 to 250
-iterations: the narrowest width whose loss is within a tolerance of the widest one's, the tolerance being the best on
-the other data sets. For each: |log2(chosen / true)|, Dice lost on the hold-out beside the widest, and the cost of
-choosing, in iterations of the widest network (counted in MACs).
+of `score` it judges constants, the paper's rule on the number of parameters, and rules on learning curves
+(curve_rules.py), whose tolerances are the best on the other data sets. For each: |log2(chosen / true)|, Dice lost on
+the hold-out beside the widest, and the cost of choosing, in trainings of the widest network (counted in MACs).
 """
 
 from __future__ import annotations
@@ -31,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from curve_rules import NARROWEST, Trained
+from curve_rules import picks as picks_by_curves
 
 from nnunet_nas.cli.common import format_table
 
@@ -38,7 +39,6 @@ WIDEST = 64
 PICK_COLUMNS = ("dataset", "rule", "seed", "width", "cost", "cpu_seconds")
 METRICS = ("jacobian", "naswot", "swap", "az_nas", "synflow")
 PLANS, CONFIGURATION = "nnUNetPlansRules", "2d_rules"
-LOOKS = (50, 100, 150, 200, 250)
 CONSTANTS = (4, 8, 16, 32)
 
 
@@ -51,6 +51,7 @@ class Truth:
         widths: widest first.
         dice: (widths, seeds, cases) on the hold-out; NaN where a seed was not trained.
         losses: (widths, seeds, epochs), of the training.
+        validation: (widths, seeds), Dice on the fold's validation cases.
         parameters: of each width.
         macs: of each width.
         iterations: of each training.
@@ -60,6 +61,7 @@ class Truth:
     widths: tuple[int, ...]
     dice: np.ndarray
     losses: np.ndarray
+    validation: np.ndarray
     parameters: tuple[float, ...]
     macs: tuple[float, ...]
     iterations: int
@@ -85,6 +87,7 @@ class Truth:
             widths=widths,
             dice=table("hold_out_cases"),
             losses=table("losses"),
+            validation=table("validation")[..., 0],
             parameters=tuple(float(row["parameters"]) for row in one),
             macs=tuple(float(row["macs"]) for row in one),
             iterations=int(one[0]["iterations"]),
@@ -116,9 +119,20 @@ class Truth:
         """Dice lost beside the widest."""
         return float(self.means[0] - self.means[self.widths.index(width)])
 
-    def cost(self, width: int) -> float:
-        """Of one iteration, in iterations of the widest."""
-        return self.macs[self.widths.index(width)] / self.macs[0]
+    def trained(self, margin: float) -> list[Trained]:
+        """One seed after the other, where all widths that rules on learning curves look at were trained."""
+        places = [place for place, width in enumerate(self.widths) if width >= NARROWEST]
+        return [
+            Trained(
+                dataset=self.dataset,
+                losses={self.widths[place]: self.losses[place, seed] for place in places},
+                validation={self.widths[place]: float(self.validation[place, seed]) for place in places},
+                cost={self.widths[place]: self.macs[place] / self.macs[0] for place in places},
+                true=self.smallest(margin),
+            )
+            for seed in range(self.losses.shape[1])
+            if not np.isnan(self.validation[places, seed]).any()
+        ]
 
 
 def prepare_plans(dataset: str, patch: int | None, batch: int | None) -> Path:
@@ -230,37 +244,6 @@ def _score_race(folder: Path, seed: int, args: argparse.Namespace, picks: Picks)
     picks.add({**row, "width": report.candidates[report.position].cap, "cpu_seconds": round(spent, 1)})
 
 
-def chosen_by_loss(truth: Truth, seed: int, look: int, tolerance: float) -> int:
-    """The narrowest width whose mean training loss of the 50 iterations before `look` is near the widest one's."""
-    loss = truth.losses[:, seed, look // 50 - 1]
-    near = np.flatnonzero(loss <= loss[~np.isnan(loss)][0] + tolerance)
-    return truth.widths[max(near)]
-
-
-def tuned_tolerance(truths: Sequence[Truth], look: int, margin: float) -> float:
-    """The tolerance with the least mean |log2(chosen / true)| on some data sets, of a grid."""
-    grid = np.linspace(0, 0.3, 61)
-
-    def error(tolerance: float) -> float:
-        return float(
-            np.mean(
-                [
-                    abs(np.log2(chosen_by_loss(truth, seed, look, tolerance) / truth.smallest(margin)))
-                    for truth in truths
-                    for seed in _seeds(truth)
-                ]
-            )
-        )
-
-    errors = np.array([error(tolerance) for tolerance in grid])
-    return float(np.median(grid[errors == errors.min()]))
-
-
-def _seeds(truth: Truth) -> list[int]:
-    """Seeds of which every width was trained, but perhaps the widest."""
-    return [int(seed) for seed in np.flatnonzero(~np.isnan(truth.losses[1:, :, 0]).any(axis=0))]
-
-
 @dataclass(frozen=True)
 class Pick:
     """What a rule chose on one data set with one seed, and what choosing cost in iterations of the widest."""
@@ -280,13 +263,11 @@ def all_picks(truths: Sequence[Truth], rows: Sequence[dict[str, str]], margin: f
         picks += [Pick(f"constant {width}", truth.dataset, width, 0) for width in CONSTANTS]
         by_parameters = truth.widths[select(np.array(truth.parameters)).position]
         picks.append(Pick("paper, parameters", truth.dataset, by_parameters, 0))
-        others = [other for other in truths if other is not truth]
-        for look in LOOKS if others else ():
-            tolerance = tuned_tolerance(others, look, margin)
-            cost = look * sum(truth.cost(width) for width in truth.widths)
+        others = [trained for other in truths if other is not truth for trained in other.trained(margin)]
+        for trained in truth.trained(margin):
             picks += [
-                Pick(f"loss after {look}", truth.dataset, chosen_by_loss(truth, seed, look, tolerance), cost)
-                for seed in _seeds(truth)
+                Pick(rule, truth.dataset, width, cost * truth.iterations)
+                for rule, width, cost in picks_by_curves(trained, others, margin)
             ]
         known = {truth.dataset: truth}
         picks += [

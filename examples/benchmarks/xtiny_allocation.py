@@ -1,112 +1,147 @@
-"""What it saves to give each width the seeds and images that its variance is worth, beside one seed and all images.
+"""What it saves to draw each width as often as it varies, on few images, beside one draw of all and 64 images.
 
-    nnUNet_preprocessed=... python examples/benchmarks/xtiny_allocation.py -d 101 -c 2d -n 64
+    nnUNet_preprocessed=... python examples/benchmarks/xtiny_allocation.py -d 101 -c 2d -repeats 20
 
-A pilot of a few seeds and images estimates the parts of the variance of log S at each width and times them; its own
-cost is printed, too. Then both ways are carried out and timed in turns: today's, 64 images under one seed for every
-width, and the allocation that reaches the same mean variance. Other seeds repeat both ways, to see whether the variance
-is what was foretold. Nothing is stored.
+Both ways of `select_tiny -rule paper`, `-n 64 -seed S` and what it does without `-n` and `-seed`, are carried out in
+turns, each time with other seeds and images loaded anew. Printed: CPU seconds; for each width the number of draws, the
+standard deviation of its log S over the repetitions, and of the same less the mean over the widths, which is all that a
+rule sees; how often each width was picked. Then what the law foretells beside what the repetitions showed: variance
+over draws, and the share of it that one image adds. Nothing is stored.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
+import tempfile
 import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from nnunet_nas.architecture import build_network
 from nnunet_nas.cli.common import format_table, quiet_output
 from nnunet_nas.environment import find_preprocessed_dataset
-from nnunet_nas.xtiny.allocation import Components, allocate
+from nnunet_nas.xtiny.allocation import Components
 from nnunet_nas.xtiny.job import TinyJob
+from nnunet_nas.xtiny.proxies import PROXIES
 from nnunet_nas.xtiny.request import TinySettings
-from nnunet_nas.xtiny.scoring import Candidate
-from nnunet_nas.xtiny.sensitivity import default_batch_size, prepare, score_images
+from nnunet_nas.xtiny.scoring import Scorer
+from nnunet_nas.xtiny.selection import select
+from nnunet_nas.xtiny.store import ScoreStore
 
 
-class Timed:
-    """Scores widths and remembers the CPU seconds."""
+class Way:
+    """One way of scoring, repeated.
 
-    def __init__(self, job: TinyJob) -> None:
-        self._job = job
+    Attributes:
+        name: of the way.
+        job: which images and how many draws.
+        curves: mean curve of each repetition.
+        seconds: of CPU time, likewise.
+        logarithms: log S of each repetition's first seed, (repetitions, widths, images).
+    """
 
-    def score(self, candidate: Candidate, seed: int, cases: list[str]) -> tuple[list[float], float, float]:
-        """Log S of each case, seconds for the network, seconds for the images."""
-        started = time.process_time()
-        network = prepare(build_network(candidate.spec, seed=seed), torch.device("cpu"))
-        built = time.process_time()
-        size = default_batch_size(candidate.features[0], int(np.prod(candidate.spec.patch_size)), torch.device("cpu"))
-        found: dict[str, float] = {}
-        for values in score_images(
-            network, self._job.source.batch, cases, device=torch.device("cpu"), batch_size=size, side_by_side=False
-        ):
-            found |= values
-        done = time.process_time()
-        return [float(np.log(found[case])) for case in cases], built - started, done - built
+    def __init__(self, name: str, dataset: Path, settings: TinySettings) -> None:
+        self.name = name
+        self._dataset, self._settings = dataset, settings
+        with quiet_output():
+            self.job = TinyJob(dataset, settings, torch.device("cpu"))
+        self.curves: list[np.ndarray] = []
+        self.seconds: list[float] = []
+        self.logarithms: list[list[list[float]]] = []
+
+    def repeat(self, first_seed: int) -> None:
+        """Once more, with seeds from `first_seed` on; images are read again."""
+        with quiet_output(), tempfile.TemporaryDirectory() as folder:
+            source = TinyJob(self._dataset, self._settings, torch.device("cpu")).source
+            store = ScoreStore(Path(folder), {}, read_only=True)
+            scorer = Scorer(PROXIES["jacobian"], source, store, torch.device("cpu"))
+            seeds = range(first_seed, first_seed + max(self.job.draws))
+            started = time.process_time()
+            curves = scorer.curves(self.job.candidates, seeds, draws=self.job.draws)
+            self.seconds.append(time.process_time() - started)
+        self.curves.append(np.nanmean(curves, axis=0))
+        known = [store.known(first_seed, candidate.cap) for candidate in self.job.candidates]
+        self.logarithms.append([[float(np.log(values[case])) for case in source.cases] for values in known])
+
+    def deviations(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of log S over the repetitions, and of log S less its mean over the widths."""
+        logarithms = np.log(self.curves)
+        shape = logarithms - logarithms.mean(axis=1, keepdims=True)
+        return logarithms.std(axis=0, ddof=1), shape.std(axis=0, ddof=1)
+
+    def summary(self) -> str:
+        """Seconds, mean variance, picks."""
+        whole, shape = ((deviation**2).mean() for deviation in self.deviations())
+        caps = [candidate.cap for candidate in self.job.candidates]
+        picks = Counter(caps[select(curve).position] for curve in self.curves)
+        picked = ", ".join(f"{cap}: {count}" for cap, count in sorted(picks.items(), reverse=True))
+        return (
+            f"{self.name}: {len(self.job.cases)} images, median {np.median(self.seconds):.2f} CPU s; "
+            f"mean variance of log S {whole:.3f}, of its shape {shape:.3f}; picks {picked}"
+        )
 
 
-def curve(timed: Timed, job: TinyJob, seeds: np.ndarray, images: np.ndarray, start: int) -> tuple[np.ndarray, float]:
-    """Mean log S of each width, fresh images for every seed, and the CPU seconds."""
-    rng, cases = np.random.default_rng(start), job.source.cases
-    means, seconds = [], 0.0
-    for position, candidate in enumerate(job.candidates):
-        values = []
-        for number in range(seeds[position]):
-            drawn = [cases[index] for index in rng.choice(len(cases), images[position], replace=False)]
-            logarithms, built, scored = timed.score(candidate, start + number, drawn)
-            values.append(np.mean(logarithms))
-            seconds += built + scored
-        means.append(np.mean(values))
-    return np.array(means), seconds
+def components(logarithms: np.ndarray) -> Components:
+    """By an analysis of variance in two ways; what an image does to all draws alike is left out, costs are not known.
 
-
-def pilot(timed: Timed, job: TinyJob, seeds: int, images: int) -> tuple[Components, float]:
-    """The parts of the variance, and the CPU seconds that they took."""
-    cases = job.source.cases[:images]
-    scored = [[timed.score(candidate, 9000 + seed, cases) for candidate in job.candidates] for seed in range(seeds)]
-    logarithms = np.array([[values for values, _, _ in row] for row in scored])
-    network, image = (np.median([[cell[index] for cell in row] for row in scored], axis=0) for index in (1, 2))
-    total = sum(cell[1] + cell[2] for row in scored for cell in row)
-    return Components.of_pilot(logarithms, network, image / images), total
+    Args:
+        logarithms: log S, (seeds, widths, images), two seeds and two images or more.
+    """
+    seeds, widths, images = logarithms.shape
+    draws = logarithms.mean(axis=2, keepdims=True)
+    rest = logarithms - draws - logarithms.mean(axis=0) + draws.mean(axis=0)
+    interaction = (rest**2).sum(axis=(0, 2)) / ((seeds - 1) * (images - 1))
+    between = draws[..., 0].var(axis=0, ddof=1) - interaction / images
+    return Components(np.maximum(between, 0), interaction, np.full(widths, np.nan), np.full(widths, np.nan))
 
 
 def main() -> None:
     """Parses the call, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-d", required=True, help="preprocessed data set: number or name")
+    parser.add_argument("-p", default="nnUNetPlans", help="plans (default: %(default)s)")
     parser.add_argument("-c", default="2d", help="configuration (default: %(default)s)")
-    parser.add_argument("-n", type=int, default=64, help="images of today's way (default: %(default)s)")
-    parser.add_argument("-pilot", type=int, nargs=2, default=(6, 4), metavar=("SEEDS", "IMAGES"), help="default: 6 4")
-    parser.add_argument("-repeats", type=int, default=6, help="of both ways, with other seeds (default: %(default)s)")
+    parser.add_argument("-n", type=int, default=64, help="images of the paper's way (default: %(default)s)")
+    parser.add_argument("-repeats", type=int, default=10, help="of both ways, with other seeds (default: %(default)s)")
     args = parser.parse_args()
-    settings = TinySettings(configuration=args.c, images=args.n, dry_run=True)
-    with quiet_output():
-        job = TinyJob(find_preprocessed_dataset(args.d), settings, torch.device("cpu"))
-        job.source.batch(job.source.cases)
-    timed, widths = Timed(job), len(job.candidates)
-    timed.score(job.candidates[-1], 0, job.source.cases[:2])  # what is cold is not timed
-    known, spent = pilot(timed, job, *args.pilot)
-    today = np.ones(widths, dtype=int), np.full(widths, args.n)
-    target = float(known.variance(*today).mean())
-    ours = allocate(known, target, most_images=args.n)
-    rows = [
-        [str(candidate.cap), f"{between:.3f}", f"{within:.3f}", str(seeds), str(images)]
-        for candidate, between, within, seeds, images in zip(
-            job.candidates, known.between, known.within, *ours, strict=True
-        )
-    ]
-    print(format_table(["cap", "between seeds", "within", "seeds", "images"], rows))
-    results: dict[str, list[tuple[np.ndarray, float]]] = {"today": [], "allocated": []}
+    dataset = find_preprocessed_dataset(args.d)
+    few = TinySettings(configuration=args.c, plans=args.p, dry_run=True)
+    ways = [Way("paper's", dataset, replace(few, images=args.n)), Way("few images", dataset, few)]
+    for way in ways:
+        way.job.scorer.curves(way.job.candidates[-1:], [0])  # what is cold is not timed
     for repeat in range(args.repeats):
-        for name, numbers in (("today", today), ("allocated", ours)):
-            results[name].append(curve(timed, job, *numbers, start=1000 * repeat))
-    print(f"pilot: {spent:.1f} CPU s; mean variance of log S foretold for both: {target:.3f}")
-    for name, found in results.items():
-        variance = np.array([means for means, _ in found]).var(axis=0, ddof=1).mean()
-        seconds = np.median([seconds for _, seconds in found])
-        print(f"{name}: {seconds:.2f} CPU s, mean variance over {args.repeats} repetitions {variance:.3f}")
+        for way in ways:
+            way.repeat(1000 * (repeat + 1))
+            print(f"{way.name}: {way.seconds[-1]:.2f} CPU s", file=sys.stderr, flush=True)
+    report(ways)
+
+
+def report(ways: list[Way]) -> None:
+    """Prints the tables."""
+    paper, few = ways
+    candidates = few.job.candidates
+    columns = [column for way in ways for column in (np.array(way.job.draws), *way.deviations())]
+    rows = [
+        [str(candidate.cap), *(f"{value:.3f}" if value.dtype.kind == "f" else str(value) for value in values)]
+        for candidate, *values in zip(candidates, *columns, strict=True)
+    ]
+    names = [f"{what}, {way.name}" for way in ways for what in ("draws", "sd", "sd of shape")]
+    print(format_table(["cap", *names], rows))
+    law = Components.of_law([candidate.features for candidate in candidates], few.job.complexity)
+    shown = components(np.array(paper.logarithms))
+    parts = (law.between, shown.between, law.interaction / law.between, shown.interaction / shown.between)
+    lines = [
+        [str(candidate.cap), *(f"{value:.3f}" for value in values)]
+        for candidate, *values in zip(candidates, *parts, strict=True)
+    ]
+    print(format_table(["cap", "variance: law", "shown", "share of an image: law", "shown"], lines))
+    for way in ways:
+        print(way.summary())
+    print(f"ratio of CPU seconds: {np.median(paper.seconds) / np.median(few.seconds):.1f}")
 
 
 if __name__ == "__main__":

@@ -46,10 +46,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dataset_arguments(parser)
     parser.add_argument("-c", default="2d", metavar="CONFIGURATION", help="base configuration (default: %(default)s)")
     images = parser.add_mutually_exclusive_group()
-    images.add_argument("-n", type=_number_of_images, metavar="N|all", help="images to score (default: up to 64)")
+    images.add_argument(
+        "-n",
+        type=_number_of_images,
+        metavar="N|all",
+        help="images to score (default: 2, which say what more do, under as many seeds as each width is worth; for "
+        "other metrics than jacobian up to 64). The paper's way is -n 64",
+    )
     images.add_argument("-cases", nargs="+", default=(), metavar="CASE", help="score exactly these training cases")
     parser.add_argument(
-        "-seed", nargs="+", type=_seed, default=[DEFAULT_SEED], metavar="SEED", help=f"of weights ({DEFAULT_SEED})"
+        "-seed",
+        nargs="+",
+        type=_seed,
+        default=[],
+        metavar="SEED",
+        help=f"of weights, for all widths (default: {DEFAULT_SEED}, and more for each width where -n is not given)",
     )
     parser.add_argument(
         "-image_seed", type=_seed, default=DEFAULT_SEED, metavar="SEED", help="draws the images (default: %(default)s)"
@@ -213,7 +224,15 @@ def _print_report(report: dict[str, Any], *, seconds: float) -> None:
     print()
     for line in (*report["notes"], *report["stability"]):
         print(line)
-    print(f"{len(inputs['cases'])} images, {len(inputs['seeds'])} seed(s), {seconds:.1f} s.")
+    print(f"{len(inputs['cases'])} images, {_number_of_seeds(report)} seed(s), {seconds:.1f} s.")
+
+
+def _number_of_seeds(report: dict[str, Any]) -> str:
+    """Of all widths, or from the fewest to the most of one."""
+    if common := report["inputs"]["seeds"]:
+        return str(len(common))
+    numbers = [len(candidate["score_by_seed"]) for candidate in report["candidates"]]
+    return f"{min(numbers)} to {max(numbers)}"
 
 
 def _written_sentence(written: Sequence[str]) -> str:

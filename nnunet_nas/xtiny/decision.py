@@ -50,7 +50,7 @@ def decide(
     """Applies a rule to the curves of all seeds, then the budgets.
 
     Args:
-        curves: (seeds, candidates), widest candidate first.
+        curves: (seeds, candidates), widest candidate first; NaN where a candidate was not scored with a seed.
         features: channels per stage of each candidate.
         costs: of each candidate, by name.
         rule: `paper`: the paper's rule on the mean curve; `spread`: `select_by_spread`.
@@ -61,10 +61,12 @@ def decide(
         UsageError: too few seeds for the rule.
         BudgetProblem: nothing is affordable.
     """
-    paper = selection.select(curves.mean(axis=0))
+    paper = selection.select(np.nanmean(curves, axis=0))
     chosen = paper.position if rule == "paper" else selection.select_by_spread(curves, features)
-    estimable = len(curves) >= selection.MIN_SPREAD_SEEDS and bool((curves > 0).all())
-    spread = selection.fitted_spread(selection.log_spread(curves), features, len(curves)) if estimable else None
+    seeds = selection.numbers_of_seeds(curves)
+    enough = seeds.min() > 1 and (seeds - 1).mean() >= selection.MIN_SPREAD_SEEDS - 1
+    estimable = enough and bool(np.nanmin(curves) > 0)
+    spread = selection.fitted_spread(selection.log_spread(curves), features, seeds) if estimable else None
     return Decision(
         position=selection.within_budget(chosen, costs, budgets or {}),
         chosen=chosen,

@@ -5,20 +5,21 @@ Everything that can be refused is refused by `TinyJob`'s constructor, so that no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from nnunet_nas.architecture import build_without_weights
-from nnunet_nas.complexity import complexity_of
+from nnunet_nas.complexity import Complexity, complexity_of
 from nnunet_nas.data import PatchSource, list_cases
 from nnunet_nas.errors import DataProblem, UsageError
+from nnunet_nas.xtiny.allocation import Components, allocate
 from nnunet_nas.xtiny.decision import decide
 from nnunet_nas.xtiny.proxies import PROXIES
 from nnunet_nas.xtiny.report import Report, write_report
-from nnunet_nas.xtiny.request import inputs_of, score_key
+from nnunet_nas.xtiny.request import DEFAULT_SEED, inputs_of, score_key
 from nnunet_nas.xtiny.scoring import Scorer
 from nnunet_nas.xtiny.selection import MIN_CANDIDATES, MIN_SPREAD_SEEDS, within_budget
 from nnunet_nas.xtiny.sensitivity import uses_batch_statistics
@@ -28,6 +29,10 @@ from nnunet_nas.xtiny.width_job import WidthJob, Written
 _ONE_AT_A_TIME = "The network has batch normalisation, in which images influence each other: scored one at a time."
 # From this share of the largest possible score on, a metric hardly tells widths apart (our choice).
 _NEARLY = 0.9
+# Every width is drawn so often at least that what draws do is seen, and narrow ones more often, until the curve's mean
+# variance is by the law that of so many draws of every width (our choices).
+_LEAST = {"paper": 2, "spread": 10}
+_WORTH = {"paper": 2.5, "spread": 10}
 
 
 class TinyJob(WidthJob):
@@ -67,9 +72,34 @@ class TinyJob(WidthJob):
             batch_size=self.settings.batch_size,
         )
 
+    @cached_property
+    def complexity(self) -> list[Complexity]:
+        """Of the candidates."""
+        return [complexity_of(candidate.spec) for candidate in self.candidates]
+
+    @cached_property
+    def draws(self) -> list[int]:
+        """How many seeds each candidate is scored with."""
+        if common := self.settings.common_seeds:
+            return [len(common)] * len(self.candidates)
+        law = Components.of_law([candidate.features for candidate in self.candidates], self.complexity)
+        rule, images = self.settings.rule, len(self.cases)
+        variance = float(law.variance(_WORTH[rule], images).mean())
+        return [int(number) for number in allocate(law, variance, images=images, least=_LEAST[rule])]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of the weights; a candidate with fewer draws has the first ones."""
+        others = (seed for seed in range(max(self.draws) + 1) if seed != DEFAULT_SEED)
+        return list(self.settings.common_seeds) or [DEFAULT_SEED, *others][: max(self.draws)]
+
+    def seeds_of(self, position: int) -> Sequence[int]:
+        """What a candidate's weights were drawn with."""
+        return self.seeds[: self.draws[position]]
+
     def steps(self) -> int:
         """How many steps `run` will report in total."""
-        return self.scorer.steps(self.candidates, self.settings.seeds)
+        return self.scorer.steps(sum(self.draws))
 
     def run(self, progress: Callable[[int], object] = lambda steps: None) -> Report:
         """Scores what is not known yet and decides; writes nothing but scores.
@@ -77,11 +107,10 @@ class TinyJob(WidthJob):
         Args:
             progress: called with the number of steps done.
         """
-        complexity = [complexity_of(candidate.spec) for candidate in self.candidates]
-        costs = [cost.to_json() for cost in complexity]
+        costs = [cost.to_json() for cost in self.complexity]
         # A budget that not even the narrowest width satisfies is refused before scoring.
         within_budget(len(costs) - 1, costs, self.settings.budgets)
-        curves: np.ndarray = self.scorer.curves(self.candidates, self.settings.seeds, progress)
+        curves: np.ndarray = self.scorer.curves(self.candidates, self.seeds, progress, draws=self.draws)
         saturated = self._saturated(curves)
         decision = decide(
             curves,
@@ -94,8 +123,8 @@ class TinyJob(WidthJob):
             inputs=inputs_of(self._key, self.settings),
             base=self.settings.configuration,
             candidates=self.candidates,
-            complexity=complexity,
-            seeds=self.settings.seeds,
+            complexity=self.complexity,
+            seeds=self.seeds,
             curves=curves,
             decision=decision,
             metric=self.settings.metric,
@@ -118,11 +147,11 @@ class TinyJob(WidthJob):
         ceiling = PROXIES[metric].ceiling(images)
         full = [
             candidate.cap
-            for candidate, score in zip(self.candidates, curves.max(axis=0), strict=True)
+            for candidate, score in zip(self.candidates, np.nanmax(curves, axis=0), strict=True)
             if score >= _NEARLY * ceiling
         ]
         more = "take more images with -n, or another -metric"
-        if curves.min() >= ceiling:
+        if np.nanmin(curves) >= ceiling:
             raise DataProblem(
                 f"the curve is flat: {metric} cannot exceed {ceiling:.0f} on {images} images, and every width "
                 f"reaches that: {more}"
@@ -157,7 +186,7 @@ class TinyJob(WidthJob):
             raise UsageError(
                 "-rule spread is about the law of gradients at initialisation: use it with -metric jacobian"
             )
-        if self.settings.rule == "spread" and len(seeds) < MIN_SPREAD_SEEDS:
+        if self.settings.rule == "spread" and 0 < len(self.settings.common_seeds) < MIN_SPREAD_SEEDS:
             raise UsageError(f"-rule spread needs at least {MIN_SPREAD_SEEDS} seeds: -seed 0 1 2 3 4 5 6 7 8 9")
 
     def _require_enough_images(self) -> None:

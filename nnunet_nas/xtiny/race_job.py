@@ -36,7 +36,7 @@ class RaceJob(WidthJob):
                 "-rule race measures trained networks on the validation cases of the split: leave out -n, -cases and "
                 "-metric, or choose -rule paper"
             )
-        if len(settings.seeds) != 1:
+        if len(settings.seeds) > 1:
             raise UsageError("-rule race trains each width once: give one -seed, or choose -rule paper or spread")
         if settings.dry_run:
             raise UsageError("-rule race trains, and keeps what it trained: leave out --dry_run, or choose -rule paper")
@@ -136,7 +136,7 @@ class RaceJob(WidthJob):
             RACE_FOLD,
             settings.horizon,
             settings.batch_size,
-            settings.seeds[0],
+            settings.common_seeds[0],
             self.device,
         )
 
@@ -146,7 +146,7 @@ class RaceJob(WidthJob):
 
     def _curve(self, position: int) -> Curve:
         """What the disk knows of a candidate."""
-        known = self._store.known(self.settings.seeds[0], self.candidates[position].cap)
+        known = self._store.known(self.settings.common_seeds[0], self.candidates[position].cap)
         steps = []
         for step in checkpoints(self.settings.horizon):
             if not all(_item(step, case) in known for case in self.cases):
@@ -156,7 +156,7 @@ class RaceJob(WidthJob):
         return Curve(np.array(steps, dtype=int), np.array(dice).reshape(len(steps), len(self.cases)))
 
     def _advance(self, position: int, until: int, progress: Callable[[float], object]) -> None:
-        candidate, seed = self.candidates[position], self.settings.seeds[0]
+        candidate, seed = self.candidates[position], self.settings.common_seeds[0]
         length = self._curve(position).length
         contestant = Contestant(self._course, candidate, self._name)
         ahead = next((step for step in checkpoints(self.settings.horizon) if step > length), until)
@@ -172,7 +172,7 @@ class RaceJob(WidthJob):
     @property
     def _name(self) -> str:
         """Keeps trainings of other data, lengths and seeds apart."""
-        return f"{self._store.path.stem}_{self.settings.seeds[0]}"
+        return f"{self._store.path.stem}_{self.settings.common_seeds[0]}"
 
 
 def _item(step: int, case: str) -> str:

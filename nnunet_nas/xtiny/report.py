@@ -35,7 +35,7 @@ class Report:
         candidates: widest first.
         complexity: cost of each candidate.
         seeds: one per row of `curves`.
-        curves: (seeds, candidates).
+        curves: (seeds, candidates); NaN where a candidate was not scored with a seed.
         decision: the recommended width.
         metric: what was measured.
         notes: what the user should know about the way of scoring, one sentence each.
@@ -96,8 +96,10 @@ class Report:
             "cap": self.caps[position],
             "features_per_stage": self.candidates[position].features,
             **self.complexity[position].to_json(),
-            "score": float(scores.mean()),
-            "score_by_seed": {str(seed): float(score) for seed, score in zip(self.seeds, scores, strict=True)},
+            "score": float(np.nanmean(scores)),
+            "score_by_seed": {
+                str(seed): float(score) for seed, score in zip(self.seeds, scores, strict=True) if not np.isnan(score)
+            },
             "fitted_log_spread": None if spread is None else float(spread[position]),
         }
 
@@ -120,6 +122,8 @@ def scores_csv(report: Report) -> str:
     writer.writerow(["configuration", "cap", "seed", report.metric, "parameters", "macs", "inference_mib"])
     for row, seed in enumerate(report.seeds):
         for position, cap in enumerate(report.caps):
+            if np.isnan(report.curves[row, position]):
+                continue
             cost = report.complexity[position]
             writer.writerow(
                 [
@@ -154,13 +158,14 @@ def draw(report: Report) -> Figure:
 
 def _draw_curve(axes: Axes, report: Report) -> None:
     positions = np.arange(len(report.caps))
-    logarithmic = bool((report.curves > 0).all()) and report.curves.max() > 20 * report.curves.min()
+    highest, lowest = float(np.nanmax(report.curves)), float(np.nanmin(report.curves))
+    logarithmic = 0 < 20 * lowest < highest
     if len(report.seeds) > 1:
         for index, curve in enumerate(report.curves):
             label = f"each of {len(report.seeds)} seeds" if index == 0 else None
-            axes.plot(positions, curve, color="tab:blue", alpha=0.3, linewidth=0.8, label=label)
+            axes.plot(positions, curve, color="tab:blue", alpha=0.3, linewidth=0.8, marker=".", label=label)
     label = "mean over seeds" if len(report.seeds) > 1 else f"seed {report.seeds[0]}"
-    axes.plot(positions, report.curves.mean(axis=0), color="tab:blue", marker="o", linewidth=2, label=label)
+    axes.plot(positions, np.nanmean(report.curves, axis=0), color="tab:blue", marker="o", linewidth=2, label=label)
     allowed = selectable_positions(len(report.caps))
     axes.axvspan(allowed[0] - 0.5, allowed[-1] + 0.5, color="tab:gray", alpha=0.12, label="paper's rule can select")
     selected = report.decision.position

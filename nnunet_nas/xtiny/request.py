@@ -20,6 +20,8 @@ from nnunet_nas.files import read_json
 from nnunet_nas.plans import Plans, package_versions
 
 DEFAULT_IMAGES = 64
+# Where the number of draws follows from what they vary by (`allocation`), so many images, the same for all widths.
+FEW_IMAGES = 2
 DEFAULT_SEED = 369
 SELECTION, SCORES = "selection.json", "scores.csv"
 RACE = "race"
@@ -34,9 +36,9 @@ class TinySettings:
     Attributes:
         configuration: the base, for example `2d`.
         plans: plans identifier.
-        images: how many training images to draw; None for up to 64, `all` for all.
+        images: how many training images to draw, `all` for all; None: few where that is enough, up to 64 elsewhere.
         cases: exactly these training cases instead.
-        seeds: of the weights.
+        seeds: of the weights, for all widths; none: one, or what each width is worth where images are not named either.
         image_seed: draws the images, so that more seeds of the weights are scored on the same ones.
         metric: a key of `PROXIES`.
         rule: `paper`, `spread` or `race`, which is the command's default.
@@ -54,7 +56,7 @@ class TinySettings:
     plans: str = DEFAULT_PLANS
     images: int | str | None = None
     cases: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (DEFAULT_SEED,)
+    seeds: tuple[int, ...] = ()
     image_seed: int = DEFAULT_SEED
     metric: str = "jacobian"
     rule: str = "paper"
@@ -66,6 +68,16 @@ class TinySettings:
     margin: float = 0.01
     horizon: int = 250_000
     race_budget: int = 5000
+
+    @property
+    def few_images(self) -> bool:
+        """Whether few images are as good as many: for a mean over images, where nobody asks for others."""
+        return self.rule != RACE and self.metric == "jacobian" and self.images is None and not self.cases
+
+    @property
+    def common_seeds(self) -> tuple[int, ...]:
+        """Those that every width is scored with; none where each gets as many as it is worth."""
+        return self.seeds or (() if self.few_images else (DEFAULT_SEED,))
 
     @property
     def measure(self) -> str:
@@ -88,7 +100,8 @@ class TinySettings:
         """
         if self.cases:
             return list(self.cases)
-        number = min(DEFAULT_IMAGES, len(known)) if self.images is None else self.images
+        default = FEW_IMAGES if self.few_images else DEFAULT_IMAGES
+        number = min(default, len(known)) if self.images is None else self.images
         return draw_cases(known, None if isinstance(number, str) else number, self.image_seed)
 
 
@@ -147,7 +160,7 @@ def inputs_of(key: dict[str, Any], settings: TinySettings) -> dict[str, Any]:
     """Everything that a report depends on, plain JSON."""
     return {
         **key,
-        "seeds": list(settings.seeds),
+        "seeds": list(settings.common_seeds),
         **({} if settings.rule == RACE else {"image_seed": settings.image_seed}),
         "rule": settings.rule,
         "budgets": settings.budgets,

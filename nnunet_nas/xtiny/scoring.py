@@ -66,30 +66,38 @@ class Scorer:
     device: torch.device
     batch_size: int | None = None
 
-    def steps(self, candidates: Sequence[Candidate], seeds: Sequence[int]) -> int:
-        """Number of steps that `progress` will be told in total."""
-        return len(candidates) * len(seeds) * self._steps_of_one()
+    def steps(self, networks: int) -> int:
+        """Number of steps that `progress` will be told in total for a number of networks."""
+        return networks * self._steps_of_one()
 
     def curves(
         self,
         candidates: Sequence[Candidate],
         seeds: Sequence[int],
         progress: Callable[[int], object] = lambda steps: None,
+        *,
+        draws: Sequence[int] | None = None,
     ) -> np.ndarray:
         """One curve per seed, float64, (seeds, candidates), widest candidate first.
 
         Args:
             candidates: to score.
             seeds: of the weights.
+            draws: how many of the seeds each candidate is scored with, for a proxy with values per image; elsewhere the
+                curves are NaN. None: all.
             progress: called with the number of steps done; a step is one image, or one network for proxies without
                 values per image.
 
         Raises:
             DataProblem: a score is not finite.
         """
+        curves = np.full((len(seeds), len(candidates)), np.nan)
         with _full_float32():
-            values = [[self._values(candidate, seed, progress) for candidate in candidates] for seed in seeds]
-        return np.array([self.proxy.curve(row) for row in values])
+            for row, seed in enumerate(seeds):
+                there = [place for place in range(len(candidates)) if draws is None or row < draws[place]]
+                values = [self._values(candidates[place], seed, progress) for place in there]
+                curves[row, there] = self.proxy.curve(values)
+        return curves
 
     def _steps_of_one(self) -> int:
         return len(self.source.cases) if self.proxy.per_image else 1

@@ -83,6 +83,11 @@ def _require_usable(values: np.ndarray) -> None:
         )
 
 
+def numbers_of_seeds(curves: np.ndarray) -> np.ndarray:
+    """How many seeds each candidate was scored with, (candidates,); NaN stands where it was not."""
+    return np.asarray((~np.isnan(curves)).sum(axis=0))
+
+
 def wins(curves: np.ndarray) -> dict[int, int]:
     """How often each position wins when the rule sees one seed's curve.
 
@@ -90,16 +95,17 @@ def wins(curves: np.ndarray) -> dict[int, int]:
         curves: (seeds, candidates).
 
     Returns:
-        seeds by position, widest first; positions that never win are left out.
+        seeds by position, widest first; positions that never win are left out, and seeds without all candidates.
     """
-    counts = Counter(select(curve).position for curve in curves)
+    counts = Counter(select(curve).position for curve in curves[~np.isnan(curves).any(axis=1)])
     return {position: counts[position] for position in sorted(counts)}
 
 
 def resampled_shares(curves: np.ndarray, seed: int = 0) -> dict[int, float]:
     """How stable the decision on the mean curve is: shares of the positions when the seeds are drawn again.
 
-    Bootstrap over seeds: as many as there are, with replacement, their mean curve, the paper's rule; 1000 times.
+    Bootstrap over seeds: as many as there are, with replacement, their mean curve, the paper's rule; 1000 times. Where
+    candidates have unequal numbers of seeds, each is resampled on its own: their weights have nothing in common.
 
     Args:
         curves: (seeds, candidates).
@@ -109,6 +115,10 @@ def resampled_shares(curves: np.ndarray, seed: int = 0) -> dict[int, float]:
         shares by position, widest first; they sum to 1.
     """
     rng = np.random.default_rng(seed)
+    if np.isnan(curves).any():
+        columns = [column[~np.isnan(column)] for column in curves.T]
+        drawn = [column[rng.integers(len(column), size=(_RESAMPLES, len(column)))].mean(axis=1) for column in columns]
+        return _shares(np.stack(drawn, axis=1))
     draws = rng.integers(len(curves), size=(_RESAMPLES, len(curves)))
     return _shares(curves[draws].mean(axis=1))
 
@@ -138,17 +148,17 @@ def log_spread(curves: np.ndarray) -> np.ndarray:
     """Standard deviation over the seeds of log S at each width.
 
     Args:
-        curves: positive, (seeds, candidates).
+        curves: positive, (seeds, candidates), two seeds or more of each.
 
     Returns:
         (candidates,), natural logarithm: 0.35 means that 95 % of the seeds lie within a factor of two.
     """
     if (curves <= 0).any():
         raise DataProblem("the spread over seeds needs positive scores: use -metric jacobian")
-    return np.log(curves).std(axis=0, ddof=1)
+    return np.asarray(np.nanstd(np.log(curves), axis=0, ddof=1))
 
 
-def fitted_spread(spread: np.ndarray, features: Sequence[Sequence[int]], seeds: int) -> np.ndarray:
+def fitted_spread(spread: np.ndarray, features: Sequence[Sequence[int]], seeds: int | np.ndarray) -> np.ndarray:
     """The spread of log S smoothed by how it must depend on the width.
 
     At initialisation the variance of the log gradient norm of a rectifier network grows with the sum over its layers
@@ -160,18 +170,20 @@ def fitted_spread(spread: np.ndarray, features: Sequence[Sequence[int]], seeds: 
     Args:
         spread: standard deviations from `log_spread`.
         features: channels per stage of each candidate.
-        seeds: how many seeds the standard deviations come from.
+        seeds: how many seeds the standard deviations come from, of all candidates or of each.
 
     Returns:
         fitted standard deviations, (candidates,).
     """
     reciprocal = np.array([np.mean(1 / np.asarray(stages, dtype=np.float64)) for stages in features])
     observed = spread**2
+    freedom = np.broadcast_to(np.asarray(seeds) - 1, observed.shape)
+    most = float(freedom.max())
 
     def cost(parameters: np.ndarray) -> float:
-        # (seeds - 1) * observed / sigma^2 is chi-squared; constants are left out.
+        # freedom * observed / sigma^2 is chi-squared; constants are left out.
         sigma2 = np.exp(parameters[0]) + np.exp(parameters[1]) * reciprocal
-        return float((seeds - 1) / 2 * np.sum(np.log(sigma2) + observed / sigma2))
+        return float(most / 2 * np.sum(freedom / most * (np.log(sigma2) + observed / sigma2)))
 
     start = np.log([max(observed.min(), 1e-8), max(observed.max() / reciprocal.max(), 1e-8)])
     best = minimize(cost, start, method="Nelder-Mead", options={"maxiter": 2000})
@@ -194,9 +206,10 @@ def select_by_spread(curves: np.ndarray, features: Sequence[Sequence[int]]) -> i
         UsageError: too few seeds to estimate a spread.
         DataProblem: not even the base is stable.
     """
-    if len(curves) < MIN_SPREAD_SEEDS:
+    seeds = numbers_of_seeds(curves)
+    if seeds.min() < MIN_SPREAD_SEEDS:
         raise UsageError(f"-rule spread needs at least {MIN_SPREAD_SEEDS} seeds: -seed 0 1 2 3 4 5 6 7 8 9")
-    fitted = fitted_spread(log_spread(curves), features, len(curves))
+    fitted = fitted_spread(log_spread(curves), features, seeds)
     stable = np.flatnonzero(fitted <= MAX_SPREAD)
     if len(stable) == 0:
         raise DataProblem(

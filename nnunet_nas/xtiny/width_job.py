@@ -66,7 +66,7 @@ class WidthJob(ABC):
         base = settings.configuration
         # All but the widest, which is the base itself.
         self._derived = [
-            derive(candidate_name(base, candidate.cap), base, candidate.spec, self._provenance(candidate.cap, None))
+            derive(candidate_name(base, candidate.cap), base, candidate.spec, self._provenance(candidate.cap, None, ()))
             for candidate in self.candidates[1:]
         ]
         if not settings.dry_run:
@@ -105,8 +105,8 @@ class WidthJob(ABC):
             inputs: of this run's report.
         """
         derived = [
-            replace(item, provenance=self._provenance(candidate.cap, selected))
-            for item, candidate in zip(self._derived, self.candidates[1:], strict=True)
+            replace(item, provenance=self._provenance(candidate.cap, selected, self.seeds_of(position)))
+            for position, (item, candidate) in enumerate(zip(self._derived, self.candidates[1:], strict=True), start=1)
         ]
         added = self.plans.add(
             derived, output=self.settings.output, overwrite=self.settings.overwrite, renew_records=True
@@ -128,13 +128,17 @@ class WidthJob(ABC):
             )
         return self.dataset / identifier
 
+    def seeds_of(self, position: int) -> Sequence[int]:
+        """What a candidate's weights were drawn with."""
+        return self.settings.common_seeds
+
     def provenance_settings(self) -> dict[str, Any]:
         """What decided, beside the width and the seeds."""
         return {"rule": self.settings.rule, "images": len(self.cases)}
 
-    def _provenance(self, cap: int, selected_cap: int | None) -> Provenance:
+    def _provenance(self, cap: int, selected_cap: int | None, seeds: Sequence[int]) -> Provenance:
         settings = {"cap": cap, **self.provenance_settings(), "selected_cap": selected_cap}
-        return Provenance("xtiny", self.plans.digest(self.settings.configuration), settings, self.settings.seeds)
+        return Provenance("xtiny", self.plans.digest(self.settings.configuration), settings, seeds)
 
     def _require_single_stage(self) -> None:
         if self.configuration.get("previous_stage"):

@@ -34,12 +34,16 @@ ADDED = ["2d_xtiny16", "2d_xtiny8", "2d_xtiny4", "2d_xtiny2", "2d_xtiny1"]
 
 @pytest.fixture
 def tiny(dataset, capsys):
-    """Calls the command on the data set; returns exit code, standard output and standard error."""
+    """Calls the command on the data set; returns exit code, standard output and standard error.
 
-    def call(*arguments, device="cpu", name="11"):
+    Unless `few` images are enough, those that are not named are all: the paper's way.
+    """
+
+    def call(*arguments, device="cpu", name="11", few=False):
         try:
             rule = [] if "-rule" in arguments else ["-rule", "paper"]
-            code = main(["select_tiny", "-d", name, "-device", device, *rule, *map(str, arguments)])
+            images = [] if few or {"-n", "-cases"} & {*arguments} else ["-n", "all"]
+            code = main(["select_tiny", "-d", name, "-device", device, *rule, *images, *map(str, arguments)])
         except SystemExit as end:
             code = end.code
         output = capsys.readouterr()
@@ -310,6 +314,78 @@ def test_seeds_that_are_added_as_advised_keep_what_was_scored(tiny, results, mon
     )
     assert tiny("-n", 4, "-seed", *advised[:3])[0] == 0
     assert scored == {int(seed) for seed in advised[1:3]}
+
+
+def numbers_of_seeds(selection):
+    return [len(by_seed) for by_seed in scores(selection)]
+
+
+def test_few_images_do_and_narrow_widths_are_drawn_more_often(tiny, results, plans_file, picture):
+    code, out, _ = tiny(few=True)
+    selection = read(results / "selection.json")
+    numbers = numbers_of_seeds(selection)
+    assert code == 0
+    assert len(selection["inputs"]["cases"]) == 2
+    assert numbers[0] == min(numbers) == 2
+    assert numbers == sorted(numbers)
+    assert numbers[-1] > 2
+    for candidate in selection["candidates"]:
+        assert candidate["score"] == pytest.approx(np.mean(list(candidate["score_by_seed"].values())))
+    narrowest = read(plans_file)["configurations"]["2d_xtiny1"]["nas"]["seeds"]
+    assert narrowest == [int(seed) for seed in selection["candidates"][-1]["score_by_seed"]]
+    assert narrowest == [369, *range(numbers[-1] - 1)]
+    assert read(plans_file)["configurations"]["2d_xtiny16"]["nas"]["seeds"] == [369, 0][: numbers[1]]
+    with (results / "scores.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == sum(numbers)
+    assert f"2 images, 2 to {numbers[-1]} seed(s)" in out
+    assert "Each of 2 seeds alone would select" in out
+
+
+def test_what_follows_from_the_law_is_stored_and_goes_on(tiny, dataset, results, monkeypatch):
+    whole = json.loads(tiny("--json", "--dry_run", few=True)[1])
+    add, added = ScoreStore.add, []
+
+    def interrupt(self, seed, cap, values):
+        if len(added) == 8:  # within the second seed
+            raise KeyboardInterrupt
+        added.append((seed, cap))
+        add(self, seed, cap, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ScoreStore, "add", interrupt)
+        assert tiny(few=True)[0] == 130
+    assert tiny(few=True)[0] == 0
+    resumed = read(results / "selection.json")
+    assert {key: whole[key] for key in resumed} == resumed
+    before = listing(dataset)
+    no_scoring(monkeypatch)
+    assert tiny(few=True)[0] == 0
+    assert listing(dataset) == before
+    # The same two images and seeds are named now.
+    assert tiny("-seed", 369, 0, few=True)[0] == 0
+    named = scores(read(results / "selection.json"))
+    assert named == [{seed: by_seed[seed] for seed in ("369", "0")} for by_seed in scores(resumed)]
+
+
+def test_named_seeds_are_those_of_all_widths(tiny, results):
+    assert tiny("-seed", 5, 6, 7, few=True)[0] == 0
+    selection = read(results / "selection.json")
+    assert numbers_of_seeds(selection) == [3] * len(CAPS)
+    assert len(selection["inputs"]["cases"]) == 2
+
+
+def test_the_rule_for_several_seeds_takes_ten_by_itself(tiny, results):
+    code, out, _ = tiny("-rule", "spread", few=True)
+    assert code == 0
+    assert numbers_of_seeds(read(results / "selection.json")) == [10] * len(CAPS)
+    assert "Each of 10 seeds alone would select" in out
+
+
+@pytest.mark.parametrize("metric", ["naswot", "swap", "az_nas", "synflow"])
+def test_what_is_no_mean_over_images_sees_as_many_as_ever(tiny, dataset, metric):
+    assert tiny("-metric", metric, few=True)[0] == 0
+    selection = read(dataset / "nas_xtiny" / f"nnUNetPlans__2d__{metric}" / "selection.json")
+    assert (selection["inputs"]["cases"], selection["inputs"]["seeds"]) == (CASES, [369])
 
 
 def test_all_images_are_scored_when_asked_for(tiny, results):

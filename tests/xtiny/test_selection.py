@@ -11,6 +11,7 @@ from nnunet_nas.xtiny.selection import (
     fitted_spread,
     log_spread,
     noise_shares,
+    numbers_of_seeds,
     resampled_shares,
     select,
     select_by_spread,
@@ -78,6 +79,20 @@ def test_wins_count_each_seed_on_its_own():
     assert wins(np.array([late, early, late])) == {1: 1, 3: 2}
 
 
+def test_a_seed_that_not_every_width_was_scored_with_wins_nothing_but_counts_in_resamplings():
+    late = np.array([0, 0, 0, 0, 0, 0, 1.0])
+    wide = [*late[:6], np.nan]
+    assert wins(np.array([late, wide])) == {3: 1}
+    # The first two widths have one seed, the others three; resamplings with the large value vary early.
+    curves = np.array([late, late, late])
+    curves[1:, :2] = np.nan
+    curves[1, 2] = 50.0
+    shares = resampled_shares(curves)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert len(shares) > 1
+    assert numbers_of_seeds(curves).tolist() == [1, 1, 3, 3, 3, 3, 3]
+
+
 def test_resampling_identical_seeds_never_disagrees():
     assert resampled_shares(np.array([[0, 0, 0, 0, 0, 0, 1.0]] * 4)) == {3: 1.0}
 
@@ -124,6 +139,7 @@ def simulated_curves(seeds, *, a=0.01, b=1.5):
 def test_fit_finds_the_law_it_assumes():
     sigma = np.sqrt(0.01 + 1.0 * RECIPROCAL)
     assert fitted_spread(sigma, FEATURES, seeds=10) == pytest.approx(sigma, rel=1e-3)
+    assert fitted_spread(sigma, FEATURES, seeds=np.arange(2, 2 + len(FEATURES))) == pytest.approx(sigma, rel=1e-3)
 
 
 def test_spread_rule_selects_the_narrowest_stable_width():
