@@ -21,12 +21,11 @@ import argparse
 import contextlib
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from trainings import PER_EPOCH, Problem, Rows, length, prepare_environment, row_of, train
+from trainings import PER_EPOCH, Problem, Rows, add_arguments, length, open_study, row_of, train
 from widths import student
 
 CELLS = ("searched", "random0", "random1", "conv", "attention")
@@ -184,8 +183,7 @@ class Study:
 def main() -> None:
     """Parses the call, trains what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-d", required=True, help="preprocessed data set: number or name")
-    parser.add_argument("-c", default="2d", help="configuration (default: %(default)s)")
+    add_arguments(parser, "folder of all trainings, that of widths.py")
     parser.add_argument("-width", type=int, default=8, help="of the backbone (default: %(default)s)")
     parser.add_argument("-seeds", nargs="+", type=int, default=[0, 1, 2], help="default: %(default)s")
     parser.add_argument("-arms", nargs="+", choices=ARMS, default=ARMS, help="default: all")
@@ -193,16 +191,9 @@ def main() -> None:
     parser.add_argument("-backbone_iterations", type=int, default=1000, help="default: %(default)s")
     parser.add_argument("-search_iterations", type=int, default=600, help="at most (default: %(default)s)")
     parser.add_argument("-warmup_epochs", type=int, default=3, help=f"of {PER_EPOCH} iterations (default: %(default)s)")
-    parser.add_argument("-batch", type=int, help="patches per iteration (default: as planned)")
-    parser.add_argument("-patch", type=int, help="largest edge of a patch (default: as planned)")
-    parser.add_argument("-o", type=Path, required=True, help="folder of all trainings, that of widths.py")
-    parser.add_argument("-csv", type=Path, required=True, help="the table")
     args = parser.parse_args()
-    prepare_environment(args.o)
-    args.csv.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.redirect_stdout(sys.stderr):
-        problem = Problem.load(args.d, args.c, batch=args.batch, patch=args.patch)
-        study = Study(replace(problem), Rows(args.csv), args)
+        study = Study(*open_study(args), args)
         for seed in args.seeds:
             for arm in args.arms:
                 study.run(arm, seed)

@@ -21,22 +21,22 @@ import argparse
 import contextlib
 import csv
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from curve_rules import NARROWEST, Trained
 from curve_rules import picks as picks_by_curves
+from trainings import Problem, Rows, prepare_environment
 
 from nnunet_nas.cli.common import format_table
 
 WIDEST = 64
 PICK_COLUMNS = ("dataset", "rule", "seed", "width", "cost", "cpu_seconds")
+PICK_KEY = PICK_COLUMNS[:3]
 METRICS = ("jacobian", "naswot", "swap", "az_nas", "synflow")
 PLANS, CONFIGURATION = "nnUNetPlansRules", "2d_rules"
 CONSTANTS = (4, 8, 16, 32)
@@ -137,8 +137,6 @@ class Truth:
 
 def prepare_plans(dataset: str, patch: int | None, batch: int | None) -> Path:
     """Plans of their own with a base of 64 channels; the preprocessed data are the data set's."""
-    from trainings import Problem
-
     from nnunet_nas.environment import find_preprocessed_dataset
     from nnunet_nas.xtiny.widths import capped_features
 
@@ -153,46 +151,23 @@ def prepare_plans(dataset: str, patch: int | None, batch: int | None) -> Path:
     return folder
 
 
-class Picks:
-    """The table on the disk."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.rows: list[dict[str, str]] = []
-        if path.exists():
-            with path.open(newline="") as file:
-                self.rows = list(csv.DictReader(file))
-
-    def has(self, dataset: str, rule: str, seed: str) -> bool:
-        """Whether a pick is there."""
-        return any((row["dataset"], row["rule"], row["seed"]) == (dataset, rule, seed) for row in self.rows)
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Writes it, on the disk before it returns."""
-        new = not self._path.exists()
-        with self._path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, PICK_COLUMNS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
-            file.flush()
-            os.fsync(file.fileno())
-        self.rows.append({name: str(row[name]) for name in PICK_COLUMNS})
-
-
 def score(args: argparse.Namespace) -> None:
     """Every selection of the project on one data set."""
     folder = prepare_plans(args.d, args.patch, args.batch)
-    picks = Picks(args.csv)
+    picks = Rows(args.csv, PICK_COLUMNS, PICK_KEY)
+
+    def missing(rule: str, seed: int) -> bool:
+        return picks.find({"dataset": folder.name, "rule": rule, "seed": seed}) is None
+
     for metric in METRICS:
-        if not picks.has(folder.name, f"paper, {metric}", str(args.seeds[-1])):
+        if missing(f"paper, {metric}", args.seeds[-1]):
             _score_metric(folder, metric, args, picks)
     for seed in args.race_seeds:
-        if not picks.has(folder.name, f"race {args.race_share:g}", str(seed)):
+        if missing(f"race {args.race_share:g}", seed):
             _score_race(folder, seed, args, picks)
 
 
-def _score_metric(folder: Path, metric: str, args: argparse.Namespace, picks: Picks) -> None:
+def _score_metric(folder: Path, metric: str, args: argparse.Namespace, picks: Rows) -> None:
     import torch
 
     from nnunet_nas.errors import DataProblem
@@ -224,7 +199,7 @@ def _score_metric(folder: Path, metric: str, args: argparse.Namespace, picks: Pi
         picks.add({**row, "cost": round(cost * len(args.seeds), 1), "cpu_seconds": round(spent, 1)})
 
 
-def _score_race(folder: Path, seed: int, args: argparse.Namespace, picks: Picks) -> None:
+def _score_race(folder: Path, seed: int, args: argparse.Namespace, picks: Rows) -> None:
     import torch
 
     from nnunet_nas.xtiny.race_job import RaceJob
@@ -291,7 +266,8 @@ def report(args: argparse.Namespace) -> None:
         ]
         print(format_table(["width", "seeds", "parameters", "Dice", "difference"], rows))
         print(f"smallest within {args.margin:g}: {truth.smallest(args.margin)} (95 %: {low} to {high})\n")
-    picks = all_picks(truths, Picks(args.picks).rows if args.picks else [], args.margin)
+    scored = Rows(args.picks, PICK_COLUMNS, PICK_KEY).rows if args.picks else []
+    picks = all_picks(truths, scored, args.margin)
     table = []
     known = {truth.dataset: truth for truth in truths}
     for rule in dict.fromkeys(pick.rule for pick in picks):
@@ -345,8 +321,6 @@ def main() -> None:
     if args.what == "report":
         report(args)
         return
-    from trainings import prepare_environment
-
     prepare_environment(args.o)
     args.csv.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.redirect_stdout(sys.stderr):

@@ -7,6 +7,7 @@ hold-out (`imagesTs`, `labelsTs`), and the table of all trainings, a line each, 
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
@@ -191,32 +192,56 @@ def row_of(problem: Problem, name: str, trained: tuple[Any, float]) -> dict[str,
 
 
 class Rows:
-    """The table on the disk: one line per training, appended when it is through."""
+    """The table on the disk: one line per training, or whatever is done once, appended when it is through."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, columns: Sequence[str] = COLUMNS, key: Sequence[str] = KEY) -> None:
+        """Reads what is there; a line that was cut off is none.
+
+        Args:
+            path: of the table.
+            columns: names.
+            key: the columns that tell what a line is of.
+        """
+        self._path, self._columns, self._key = path, tuple(columns), tuple(key)
         self.rows: list[dict[str, str]] = []
         if path.exists():
             with path.open(newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if all(row.get(name) for name in KEY)]
+                self.rows = [row for row in csv.DictReader(file) if all(row.get(name) for name in self._key)]
 
     def find(self, key: dict[str, Any]) -> dict[str, str] | None:
-        """The row of a training that was done."""
-        wanted = {name: str(key[name]) for name in KEY}
-        return next((row for row in self.rows if all(row[name] == wanted[name] for name in KEY)), None)
+        """The row of what was done."""
+        wanted = {name: str(key[name]) for name in self._key}
+        return next((row for row in self.rows if all(row[name] == wanted[name] for name in self._key)), None)
 
     def add(self, row: dict[str, Any]) -> dict[str, str]:
         """Writes it, on the disk before it returns."""
         new = not self._path.exists()
         with self._path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer = csv.DictWriter(file, self._columns, lineterminator="\n")
             if new:
                 writer.writeheader()
             writer.writerow(row)
             file.flush()
             os.fsync(file.fileno())
-        self.rows.append({name: str(row[name]) for name in COLUMNS})
+        self.rows.append({name: str(row[name]) for name in self._columns})
         return self.rows[-1]
+
+
+def add_arguments(parser: argparse.ArgumentParser, folder: str = "folder of all trainings") -> None:
+    """Options of a study: the problem, and where trainings and table are."""
+    parser.add_argument("-d", required=True, help="preprocessed data set: number or name")
+    parser.add_argument("-c", default="2d", help="configuration (default: %(default)s)")
+    parser.add_argument("-batch", type=int, help="patches per iteration (default: as planned)")
+    parser.add_argument("-patch", type=int, help="largest edge of a patch (default: as planned)")
+    parser.add_argument("-o", type=Path, required=True, help=folder)
+    parser.add_argument("-csv", type=Path, required=True, help="the table")
+
+
+def open_study(args: argparse.Namespace) -> tuple[Problem, Rows]:
+    """The problem and the table that a call is about."""
+    prepare_environment(args.o)
+    args.csv.parent.mkdir(parents=True, exist_ok=True)
+    return Problem.load(args.d, args.c, batch=args.batch, patch=args.patch), Rows(args.csv)
 
 
 def prepare_environment(folder: Path) -> None:

@@ -25,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trainings import PER_EPOCH, Problem, Rows, length, prepare_environment, row_of, train
+from trainings import PER_EPOCH, Problem, Rows, add_arguments, length, open_study, row_of, train
 
 from nnunet_nas.xtiny.widths import candidate_name, capped_features
 
@@ -103,8 +103,7 @@ class Study:
 def main() -> None:
     """Parses the call, trains what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-d", required=True, help="preprocessed data set: number or name")
-    parser.add_argument("-c", default="2d", help="configuration (default: %(default)s)")
+    add_arguments(parser)
     parser.add_argument("-widths", nargs="+", type=int, default=[64, 32, 16, 8, 4, 2, 1], help="default: %(default)s")
     parser.add_argument("-seeds", nargs="+", type=int, default=[0, 1, 2], help="default: %(default)s")
     parser.add_argument("-arms", nargs="+", choices=ARMS, default=["plain"], help="default: %(default)s")
@@ -112,15 +111,9 @@ def main() -> None:
     parser.add_argument("-temperature", type=float, default=2.0, help="default: %(default)s")
     parser.add_argument("-weight", type=float, default=1.0, help="of the teacher (default: %(default)s)")
     parser.add_argument("-teacher_seed", type=int, help="one teacher for all seeds (default: that of the same seed)")
-    parser.add_argument("-batch", type=int, help="patches per iteration (default: as planned)")
-    parser.add_argument("-patch", type=int, help="largest edge of a patch (default: as planned)")
-    parser.add_argument("-o", type=Path, required=True, help="folder of all trainings")
-    parser.add_argument("-csv", type=Path, required=True, help="the table")
     args = parser.parse_args()
-    prepare_environment(args.o)
-    args.csv.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.redirect_stdout(sys.stderr):
-        study = Study(Problem.load(args.d, args.c, batch=args.batch, patch=args.patch), Rows(args.csv), args)
+        study = Study(*open_study(args), args)
         for arm in args.arms:
             for seed in args.seeds:
                 for width in args.widths:
