@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -212,8 +213,16 @@ class SearchTrainer(ResumableTrainer):
             self._parallel, self.loss = before, loss
 
     def _do_i_compile(self) -> bool:
-        """Never: the graph changes during a search."""
+        """Never by itself: most graphs change during a search; see `compiles_steps`."""
         return False
+
+    def compiles_steps(self) -> bool:
+        """Whether steps whose graph stands still are compiled: where nnU-Net would, and `nnUNet_compile` asks for it.
+
+        nnU-Net compiles unless it is told not to. A search is thousands of operations, of which the first step would
+        wait for minutes.
+        """
+        return "nnUNet_compile" in os.environ and bool(super()._do_i_compile())
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """As nnU-Net's, for a network that is never wrapped."""

@@ -4,14 +4,18 @@ nnU-Net compiles on CUDA unless `nnUNet_compile` is off, so a found network must
 whatever compiles the graph; Inductor itself takes minutes, and runs with the slow layer.
 """
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
+from nnunet_nas.blocks import Blocks
 from nnunet_nas.dints.network import DiNTSNet
-from nnunet_nas.dints.operations import OPERATIONS
+from nnunet_nas.dints.operations import OPERATIONS, make_levels
+from nnunet_nas.dints.supernet import DiNTSSupernet
 from nnunet_nas.dints.topology import Topology, edges
 from nnunet_nas.iac import cell as cells
 from nnunet_nas.iac.genotype import Genotype
@@ -58,6 +62,19 @@ def recomputed_retrofit():
     return network
 
 
+def mixture(*, fast=False, num_layers=2):
+    """DiNTS's supernet, whose weights are trained."""
+    blocks = Blocks(*(PLAN[key] for key in Blocks.__dataclass_fields__))
+    levels = make_levels(PLAN["features_per_stage"], PLAN["kernel_sizes"], PLAN["strides"], 2)
+    network = DiNTSSupernet(
+        input_channels=1, num_classes=2, blocks=blocks, levels=levels, first_level=1, num_layers=num_layers,
+        deep_supervision=True, fast=fast,
+    )  # fmt: skip
+    network.apply(network.initialize)
+    network.train_only(weights=True)
+    return network
+
+
 def step(network, compiled, images, half):
     """Outputs and gradients."""
     for parameter in network.parameters():
@@ -101,7 +118,12 @@ def test_cells_as_a_gpu_computes_them_are_one_graph_too(build, half, monkeypatch
     compare(build, "eager", half=half, tolerance=1e-6)
 
 
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_mixture_of_dints_is_one_graph(fast):
+    compare(functools.partial(mixture, fast=fast), "eager", half=False, tolerance=1e-6)
+
+
 @pytest.mark.integration
-@pytest.mark.parametrize("build", [found, retrofit, recomputed_retrofit])
+@pytest.mark.parametrize("build", [found, retrofit, recomputed_retrofit, mixture])
 def test_inductor_agrees(build):
     compare(build, "inductor", half=False, tolerance=1e-4)

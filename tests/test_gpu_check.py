@@ -1,6 +1,7 @@
 """The checks for machines with a GPU, on one without: what they see, what they say, and what they pass over."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -10,8 +11,11 @@ from nnunet_nas.cli.main import main
 from nnunet_nas.gpu_check import agreement, checks
 from nnunet_nas.gpu_check.networks import Subject
 from nnunet_nas.gpu_check.outcome import Outcome, guarded, judged
+from nnunet_nas.gpu_check.workplace import trainers
 
 CPU = torch.device("cpu")
+METHODS_HERE = tuple(trainers())
+OF_CARDS = ("peak memory of a step", "waits of the host in forward and backward")
 
 
 class Norm(nn.Module):
@@ -111,6 +115,11 @@ def test_the_command_on_a_cpu(capsys):
     assert main(["gpu_check", "-device", "cpu", "--quick", "-only", "norms", "steps", "busy", "--json"]) == 0
     outcomes = [Outcome(**each) for each in json.loads(capsys.readouterr().out)["outcomes"]]
     names = [outcome.name for outcome in outcomes if outcome.status == "ok"]
-    for method in ("iac", "iac_lth", "iac_retrofit", "dints", "distill", "schedule"):
+    for method in METHODS_HERE:
         assert any(name.startswith(f"{method}: 2 steps on cpu") for name in names), method
-    assert [outcome.name for outcome in outcomes if outcome.status == "skipped"] == ["busy"]
+    skipped = {outcome.name: outcome.expected for outcome in outcomes if outcome.status == "skipped"}
+    of_cards = [f"{method}: {what}" for method in METHODS_HERE for what in OF_CARDS]
+    assert list(skipped) == [*of_cards, "busy"]
+    for method in METHODS_HERE:
+        predicted = re.fullmatch(r"within 15% of the (\d+) MiB predicted", skipped[f"{method}: {OF_CARDS[0]}"])
+        assert 0 < int(predicted[1]) < 1000

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from nnunet_nas.architecture import NetworkSpec, derive
 from nnunet_nas.complexity import kept_mib
@@ -82,6 +83,7 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
     network: DiNTSSupernet
     history: TopologyHistory
     _copies: Sequence[torch.Tensor] | None = None
+    _compiled: Any = None
 
     def __init__(
         self,
@@ -303,6 +305,15 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
             self._architecture_step(self.loss_of(next(self.dataloader_architecture)), copies)
         self._step += 1
         return {"loss": loss.detach().cpu().numpy()}
+
+    def loss_of(self, batch: dict[str, Any], network: nn.Module | None = None) -> torch.Tensor:
+        """nnU-Net's loss; of the mixture, whose graph stands still, compiled where that is asked for."""
+        if network is None and self.network.encoder.topology is None and self.compiles_steps():
+            if self._compiled is None:
+                self._compiled = torch.compile(self.network)
+                self.print_to_log_file("The mixture is compiled (nnUNet_compile); its first steps take minutes")
+            network = self._compiled
+        return super().loss_of(batch, network)
 
     def _architecture_step(self, segmentation: torch.Tensor, copies: Sequence[torch.Tensor]) -> None:
         """Descends on L_arch, whose other terms are added to the gradient of L_seg, as they are or at a given share.

@@ -1,5 +1,6 @@
 """The life of a DiNTS search: what it writes, how it goes on, what it refuses. Networks are tiny."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -19,6 +20,7 @@ from searches import (
     set_settings,
     use_regions_and_an_ignore_label,
 )
+from torch._dynamo.utils import counters
 
 from nnunet_nas.architecture import build_network, network_spec
 from nnunet_nas.dints.decoding import most_probable
@@ -246,6 +248,40 @@ def test_weights_trained_on_samples_leave_the_distribution_as_it_is(searchable):
     edges_drawn = {(n, f"{source}_to_{end}") for n, layer in enumerate(drawn.layers) for source, end in layer}
     assert moved
     assert moved <= edges_drawn
+
+
+@SLOW
+@NO_PICTURES
+def test_a_compiled_mixture_is_searched_as_the_eager_one_in_two_graphs(searchable, monkeypatch):
+    eager = run(searchable)
+    start_again(searchable)
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(nnUNetTrainerDiNTSSearch, "compiles_steps", lambda self: True)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    compiled = run(searchable)
+    assert compiled._compiled is not None
+    # Of the weights and of the architecture.
+    assert counters["stats"]["unique_graphs"] == 2
+    assert not counters["graph_break"]
+    state = eager.network.state_dict()
+    for key, value in compiled.network.state_dict().items():
+        torch.testing.assert_close(value, state[key], rtol=1e-4, atol=1e-6, msg=key)
+
+
+@NO_PICTURES
+@pytest.mark.parametrize(
+    ("device", "asked", "compiles"),
+    [("cuda", None, False), ("cuda", "f", False), ("cuda", "t", True), ("cpu", "t", False), ("mps", "t", False)],
+)
+def test_only_who_asks_for_it_has_a_search_compiled(searchable, monkeypatch, device, asked, compiles):
+    trainer = make(searchable)
+    trainer.device = torch.device(device)
+    monkeypatch.delenv("nnUNet_compile", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("nnUNet_compile", asked)
+    assert trainer.compiles_steps() is compiles
+    assert trainer._do_i_compile() is False
 
 
 @NO_PICTURES
