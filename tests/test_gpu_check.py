@@ -99,6 +99,22 @@ def test_what_needs_cards_is_skipped_by_name_and_failures_decide_the_exit_code(m
     assert printed[-1].endswith("2 checks, 0 failed, 1 skipped")
 
 
+def test_an_outcome_is_told_before_the_next_is_looked_for(monkeypatch, capsys):
+    told = []
+
+    def two():
+        print("nnU-Net talks")
+        yield judged("first", "1", "1", passed=True)
+        assert [outcome.name for outcome in told] == ["first"]
+        yield judged("second", "1", "1", passed=True)
+
+    monkeypatch.setattr(checks, "groups", lambda device, *, quick: {"norms": checks.Group(two)})
+    outcomes = checks.run(CPU, (), quick=True, tell=told.append)
+    assert outcomes == told
+    assert [outcome.status for outcome in outcomes] == ["ok", "ok"]
+    assert capsys.readouterr() == ("", "nnU-Net talks\n")
+
+
 def test_the_names_that_choose_are_those_of_the_table():
     assert tuple(checks.groups(CPU, quick=True)) == checks.NAMES
 

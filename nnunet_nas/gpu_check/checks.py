@@ -74,6 +74,16 @@ def _on_data(check: Callable[[Workplace], Outcomes], held: _Held) -> Outcomes:
     yield from check(held.place())
 
 
+def _quietly(found: Outcomes) -> Outcomes:
+    """The same outcomes; what is printed while one is found goes to standard error."""
+    while True:
+        with contextlib.redirect_stdout(sys.stderr):
+            outcome = next(found, None)
+        if outcome is None:
+            return
+        yield outcome
+
+
 def run(device: torch.device, only: Sequence[str], *, quick: bool, tell: Callable[[Outcome], object]) -> list[Outcome]:
     """Runs the chosen checks; what nnU-Net prints goes to standard error.
 
@@ -99,10 +109,6 @@ def run(device: torch.device, only: Sequence[str], *, quick: bool, tell: Callabl
                 needs = f"{group.cards} CUDA GPU{'s' * (group.cards > 1)}"
                 keep(iter([Outcome(name, "skipped", f"a machine with {needs}", f"{cards} here")]))
                 continue
-            with contextlib.redirect_stdout(sys.stderr):
-                check = group.run
-                if group.data:
-                    check = partial(_on_data, group.run, held)
-                found = list(guarded(name, check))
-            keep(iter(found))
+            check = partial(_on_data, group.run, held) if group.data else group.run
+            keep(_quietly(guarded(name, check)))
     return outcomes

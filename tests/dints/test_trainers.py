@@ -206,7 +206,8 @@ def test_evidence_chooses_what_is_delivered_and_an_interruption_costs_one_score(
     start_again(searchable)
     undisturbed = scores_of(run(searchable))
     assert [entry["topology"] for entry in undisturbed] == [entry["topology"] for entry in scores]
-    # Seen once to differ in the last digit of float32: how torch sums on a CPU may depend on where the memory lies.
+    # Seen once to differ in the last digit of float32. Why is not known: no operation of torch in such a search depends
+    # on where its memory lies, and all have one thread.
     for key in ("shared_loss", "trained_loss"):
         first, again = (
             {number: entry[key] for number, entry in enumerate(found) if key in entry}
