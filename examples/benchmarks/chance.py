@@ -29,6 +29,7 @@ import json
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,14 @@ import numpy as np
 from filelock import FileLock
 
 from nnunet_nas.cli.common import format_table
-from nnunet_nas.dints.sampling import Size, edge_jaccard, same_operation, sample_like, size_of
+from nnunet_nas.complexity import complexity_of
+from nnunet_nas.dints.sampling import Size, edge_jaccard, same_operation, sample_like, sample_within_budget, size_of
 from nnunet_nas.dints.topology import Topology
 from nnunet_nas.files import replace_file
 from nnunet_nas.iac import sampling
 from nnunet_nas.iac.genotype import Genotype
 from nnunet_nas.iac.sampling import random_genotype
+from nnunet_nas.training_cost import training_memory
 
 # Before nnU-Net reads its folders: what trainers write beside their result goes away with the process.
 _RESULTS = tempfile.TemporaryDirectory(prefix="chance_")
@@ -68,9 +71,15 @@ CELL_SETTINGS = {
     "stability": "paper",
     "minimum_width": 16,
 }
+NETWORKS = ("own", "equal", "within", "found", "random")
+NETWORKS_HELP = (
+    "own: nnU-Net's; equal: the same at the memory of what an arm has found; within: random, within nnU-Net's memory; "
+    "found: by the searches; random: of the same size"
+)
 RESAMPLES = 4000
 # Of fewer there is no interval worth the name.
 FEWEST_SEARCHES = 3
+NO_SIZE = dict.fromkeys(("mib", "edges", "skips"), "")
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -141,13 +150,32 @@ def tell(key: dict[str, Any], text: str) -> None:
     print(time.strftime("%H:%M:%S"), *key.values(), text, flush=True)
 
 
-def agreement(topologies: Sequence[Topology], other: Topology | None = None) -> tuple[float, float]:
-    """Means over all pairs, or beside another one: Jaccard index of the edges, equal operations on shared edges."""
+def agreement(topologies: Sequence[Topology], other: Topology | None = None) -> tuple[float, ...]:
+    """Means over all pairs, or beside another one.
+
+    Jaccard index of the edges, equal operations on shared edges, and, because parallel cells may exchange their parts,
+    what two answers have in common that does not say which layer: overlaps of how edges are shared out over pairs of
+    levels, and operations over levels.
+    """
     pairs = list(itertools.combinations(topologies, 2))
     if other is not None:
         pairs = [(topology, other) for topology in topologies]
     operations = [same_operation(*pair) for pair in pairs]
-    return float(np.mean([edge_jaccard(*pair) for pair in pairs])), float(np.nanmean(operations))
+    overlaps = [[_overlap(part(a), part(b)) for part in (_steps, _operations_of_levels)] for a, b in pairs]
+    return float(np.mean([edge_jaccard(*pair) for pair in pairs])), float(np.nanmean(operations)), *np.mean(overlaps, 0)
+
+
+def _steps(topology: Topology) -> Counter[Any]:
+    return Counter(pair for layer in topology.layers for pair in layer)
+
+
+def _operations_of_levels(topology: Topology) -> Counter[Any]:
+    return Counter((end, name) for layer in topology.layers for (_, end), name in layer.items())
+
+
+def _overlap(a: Counter[Any], b: Counter[Any]) -> float:
+    """Of two distributions."""
+    return sum(min(a[key] / a.total(), b[key] / b.total()) for key in a)
 
 
 def matched(topology: Topology, uniform: Any, count: int, seed: int) -> list[Topology]:
@@ -157,13 +185,13 @@ def matched(topology: Topology, uniform: Any, count: int, seed: int) -> list[Top
 
 
 def agree(args: argparse.Namespace) -> None:
-    from chance_runs import space_of
+    from chance_runs import prepared
 
     rows, table, pulls = rows_of(args.table), [], []
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
         own = [row for row in rows if row["dataset"] == dataset]
         answers = {arm: _answers(own, arm) for arm in dict.fromkeys(row["arm"] for row in own)}
-        _, uniform = space_of(problem_of(int(dataset)), SETTINGS)
+        _, uniform = prepared(problem_of(int(dataset)), SETTINGS)
         for arm, found in answers.items():
             sizes = " ".join(f"{size_of(topology, uniform).mib:.0f}" for topology in found)
             pulls.append([dataset, arm, *_pulls([row for row in own if row["arm"] == arm])])
@@ -174,7 +202,8 @@ def agree(args: argparse.Namespace) -> None:
                 chance = np.array([agreement(draw, other) for draw in zip(*pools, strict=True)])
                 beside = _beside(agreement(found, other), chance)
                 table.append([dataset, arm, "one another" if other is None else "no_lseg", sizes, *beside])
-    names = ["data", "arm", "beside", "MiB", "edges", "by chance", "p", "operations", "by chance", "p"]
+    measures = ("edges", "operations", "edges per step", "operations per level")
+    names = ["data", "arm", "beside", "MiB", *(name for measure in measures for name in (measure, "by chance", "p"))]
     print(format_table(names, table))
     print("\nGradient norm of the other terms over that of L_seg, quarters of the architecture's steps, medians")
     print(format_table(["data", "arm", "edges", "operations"], pulls))
@@ -241,8 +270,8 @@ def _agreement_of_cells(cells: list[Genotype]) -> tuple[float, float]:
     return float(np.mean(edges)), float(np.mean([sampling.same_operation(*pair) for pair in pairs]))
 
 
-def _beside(observed: tuple[float, float], chance: np.ndarray) -> list[str]:
-    """What was observed, the mean and 95 % of what chance gives, and how often that is as large; of both columns."""
+def _beside(observed: tuple[float, ...], chance: np.ndarray) -> list[str]:
+    """What was observed, the mean and 95 % of what chance gives, and how often that is as large; of all columns."""
     found = []
     for value, drawn in zip(observed, chance.T, strict=True):
         low, high = np.quantile(drawn, (0.025, 0.975))
@@ -252,31 +281,68 @@ def _beside(observed: tuple[float, float], chance: np.ndarray) -> list[str]:
 
 
 def train(args: argparse.Namespace) -> None:
-    from chance_runs import HoldOut, space_of, trained_dice
+    from chance_runs import HoldOut, prepared, trained_dice
 
     problem = problem_of(args.dataset)
-    space, uniform = space_of(problem, SETTINGS)
+    trainer, uniform = prepared(problem, SETTINGS)
+    networks = networks_of(args, trainer, uniform)
     hold_out = HoldOut(problem)
-    networks: dict[tuple[str, str], Topology | None] = {("nnU-Net", "0"): None}
-    for row in rows_of(args.searches):
-        if row["dataset"] == str(args.dataset) and row["arm"] in args.arms:
-            found = Topology.from_json(json.loads(row["topology"]))
-            networks[row["arm"], row["seed"]] = found
-            for number, topology in enumerate(matched(found, uniform, args.random, int(row["seed"]))):
-                networks[f"random as {row['arm']}", f"{row['seed']}.{number}"] = topology
     runs = (
         {"dataset": args.dataset, "arm": arm, "network": number, "seed": seed, "iterations": args.iterations}
         for seed in range(args.first_seed, args.first_seed + args.seeds)
         for arm, number in networks
     )
     for key in missing(args.output, runs):
-        topology = networks[key["arm"], key["network"]]
-        size = None if topology is None else size_of(topology, uniform)
-        architecture = None if topology is None else space.network(topology.to_json())
-        row = trained_dice(problem, architecture, hold_out, seed=key["seed"], iterations=args.iterations)
-        about = {"mib": "", "edges": "", "skips": ""} if size is None else vars(size)
-        append(args.output, {**key, **about, **row})
+        spec, size = networks[key["arm"], key["network"]]
+        row = trained_dice(problem, spec.architecture, hold_out, seed=key["seed"], iterations=args.iterations)
+        append(args.output, {**key, **size, **row, **cost_of(spec)})
         tell(key, f"Dice {row['dice']:.4f}, {row['cpu_seconds']} CPU seconds")
+
+
+def networks_of(args: argparse.Namespace, trainer: Any, uniform: Any) -> dict[tuple[str, str], tuple[Any, Any]]:
+    """What is to be trained, by arm and number: the network, and its size where it is a topology."""
+    own = trainer.base_spec()
+    networks = {("nnU-Net", "0"): (own, NO_SIZE)} if "own" in args.networks else {}
+    for arm in args.arms if {"found", "random", "equal"} & set(args.networks) else ():
+        rows = [row for row in rows_of(args.searches) if (row["dataset"], row["arm"]) == (str(args.dataset), arm)]
+        answers = {row["seed"]: Topology.from_json(json.loads(row["topology"])) for row in rows}
+        if "equal" in args.networks:
+            limit = float(np.median([training_memory(trainer.spec_of(found)).total for found in answers.values()]))
+            networks[f"nnU-Net as {arm}", "0"] = (widest_within(own, limit), NO_SIZE)
+        for seed, found in answers.items():
+            topologies = {(arm, seed): found} if "found" in args.networks else {}
+            if "random" in args.networks:
+                for number, topology in enumerate(matched(found, uniform, args.random, int(seed))):
+                    topologies[f"random as {arm}", f"{seed}.{number}"] = topology
+            for name, topology in topologies.items():
+                networks[name] = (trainer.spec_of(topology), vars(size_of(topology, uniform)))
+    if "within" in args.networks:
+        for number, topology in enumerate(random_within(trainer, uniform, args.random)):
+            name = ("random within nnU-Net's", str(number))
+            networks[name] = (trainer.spec_of(topology), vars(size_of(topology, uniform)))
+    return networks
+
+
+def widest_within(spec: Any, limit_mib: float) -> Any:
+    """nnU-Net's network with other widths, in proportion: the widest whose training memory is within a limit."""
+    features = spec.architecture["arch_kwargs"]["features_per_stage"]
+    widths = (spec.with_features([width * size // features[0] for size in features]) for width in itertools.count(1))
+    return list(itertools.takewhile(lambda wider: training_memory(wider).total <= limit_mib, widths))[-1]
+
+
+def random_within(trainer: Any, uniform: Any, count: int) -> list[Topology]:
+    """Random feasible topologies that need no more to be trained than nnU-Net's own network, counted."""
+    limit, rng = training_memory(trainer.base_spec()).total, np.random.default_rng(0)
+    drawn = sample_within_budget(uniform, 4 * count, rng, budget_mib=limit)
+    fitting = [topology for topology in drawn if training_memory(trainer.spec_of(topology)).total <= limit]
+    return fitting[:count]
+
+
+def cost_of(spec: Any) -> dict[str, Any]:
+    """Counted, with weights, gradients and momentum."""
+    cost = complexity_of(spec)
+    counted = round(training_memory(spec).total, 2)
+    return {"training_mib": counted, "parameters": cost.parameters, "macs": cost.macs}
 
 
 def means_of(rows: list[dict[str, str]]) -> dict[str, float]:
@@ -373,7 +439,12 @@ def main() -> None:
     command.add_argument("-o", dest="output", type=Path, required=True)
     command.add_argument("-searches", type=Path, required=True, help="table of search")
     command.add_argument("-arms", nargs="+", default=["default"])
-    command.add_argument("-random", type=int, default=2, help="random topologies per search")
+    command.add_argument(
+        "-random", type=int, default=2, help="random topologies per search, or within nnU-Net's memory"
+    )
+    command.add_argument(
+        "-networks", nargs="+", choices=NETWORKS, default=["own", "found", "random"], help=NETWORKS_HELP
+    )
     command.add_argument("-iterations", type=int, default=150)
     command.add_argument("-seeds", type=int, default=2, help="trainings per network")
     command.add_argument("-first_seed", type=int, default=100)

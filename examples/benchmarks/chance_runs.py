@@ -11,7 +11,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_nas.data import centre_patch
 from nnunet_nas.dints.history import TopologyHistory
+from nnunet_nas.dints.judge import Judge
 from nnunet_nas.dints.sampling import RelaxedTopology
+from nnunet_nas.dints.topology import Topology
 from nnunet_nas.dints.trainers import nnUNetTrainerDiNTSSearch
 from nnunet_nas.iac.trainers import nnUNetTrainerIACLTHSearch
 from nnunet_nas.randomness import seed_everything
@@ -173,7 +175,7 @@ def search_dints(
 
 
 def gradients_dints(
-    problem: Problem, seed: int, settings: dict[str, Any], *, points: Sequence[int], batches: int
+    problem: Problem, seed: int, settings: dict[str, Any], *, points: Sequence[int], batches: int, schedule: int
 ) -> Iterator[dict[str, Any]]:
     """Mean gradients of L_seg on x and alpha at their start, for weights that were trained for so many steps.
 
@@ -181,14 +183,15 @@ def gradients_dints(
         problem: data and configuration.
         seed: of weights and data.
         settings: of the search.
-        points: steps of the weights, rising; their learning rate follows the last one.
+        points: steps of the weights, rising.
         batches: of the architecture's half, half of which make up each of two means.
+        schedule: steps that the learning rate of the weights is for.
     """
     started = time.process_time()
     each = settings["num_iterations_per_epoch"]
     with quietly():
         trainer = problem.trainer(
-            DiNTSProbe, {**settings, "seed": seed, "num_epochs": max(2, -(-points[-1] // each))}, "dints"
+            DiNTSProbe, {**settings, "seed": seed, "num_epochs": max(2, -(-schedule // each))}, "dints"
         )
         trainer.initialize()
         trainer.on_train_start()
@@ -213,6 +216,40 @@ def gradients_dints(
         yield row | {"cpu_seconds": round(time.process_time() - started, 1)}
 
 
+def judged(
+    problem: Problem, seed: int, settings: dict[str, Any], *, kind: str, number: int, batches: int
+) -> Callable[[Topology], float]:
+    """How a search would score topologies: with shared weights after so many steps, or after so long a race.
+
+    Args:
+        problem: data and configuration.
+        seed: of weights and data.
+        settings: of the search.
+        kind: `samples` and `mixture`, what weights are trained on, or `race`.
+        number: steps of the weights, or iterations of the race.
+        batches: of the architecture's half, that losses are means over.
+    """
+    each = settings["num_iterations_per_epoch"]
+    own = {"seed": seed, "scoring_batches": batches, "selection": "evidence", "num_epochs": max(2, -(-number // each))}
+    own |= {"race_iterations": number} if kind == "race" else {"weights_on": kind}
+    with quietly():
+        trainer = problem.trainer(DiNTSProbe, settings | own, "dints")
+        trainer.initialize()
+        trainer.on_train_start()
+        seed_everything(seed)
+        trainer.network.train()
+        trainer._step = 0
+        for step in range(0 if kind == "race" else number):
+            if step % each == 0:
+                trainer._drawn = trainer.draw_topologies(step // each)
+            trainer.train_step(next(trainer.dataloader_train))
+        judge = Judge(trainer)
+        judge.training, judge.judging = trainer.judging_loaders()
+        judge._seed("batches")
+        judge.batches = [next(judge.judging) for _ in range(batches)]
+    return judge.trained_loss if kind == "race" else judge.shared_loss
+
+
 class CellsProbe(Probe, nnUNetTrainerIACLTHSearch):
     """Alpha and beta start at constants in every search."""
 
@@ -220,7 +257,7 @@ class CellsProbe(Probe, nnUNetTrainerIACLTHSearch):
 def backbone_checkpoint(problem: Problem, folder: Path, *, iterations: int) -> Path:
     """One trained backbone, the same for all searches."""
     path = folder / "backbone.pth"
-    trainer = train(problem, None, seed=0, iterations=iterations)
+    trainer, _ = train(problem, None, seed=0, iterations=iterations)
     trainer.disable_checkpointing = False
     with quietly():
         trainer.save_checkpoint(str(path))
@@ -277,13 +314,12 @@ def _scores(trainer: DiNTSProbe) -> dict[str, Any]:
     }
 
 
-def space_of(problem: Problem, settings: dict[str, Any]) -> tuple[Any, RelaxedTopology]:
-    """The search space, and the uniform distribution of its topologies."""
+def prepared(problem: Problem, settings: dict[str, Any]) -> tuple[DiNTSProbe, RelaxedTopology]:
+    """A search before its first step, and the uniform distribution of its topologies."""
     with quietly():
         trainer = problem.trainer(DiNTSProbe, settings, "dints")
         trainer.initialize()
-    space = trainer.space
-    return space, RelaxedTopology.uniform(settings["num_layers"], space.names, trainer.memory)
+    return trainer, RelaxedTopology.uniform(settings["num_layers"], trainer.space.names, trainer.memory)
 
 
 class ShortTrainer(nnUNetTrainerNoDA):
@@ -298,8 +334,13 @@ class ShortTrainer(nnUNetTrainerNoDA):
         """No picture."""
 
 
-def train(problem: Problem, architecture: dict[str, Any] | None, *, seed: int, iterations: int) -> nnUNetTrainer:
-    """nnU-Net's training of an architecture, or of the configuration's own; batches depend on the seed alone."""
+def train(
+    problem: Problem, architecture: dict[str, Any] | None, *, seed: int, iterations: int
+) -> tuple[nnUNetTrainer, list[float]]:
+    """nnU-Net's training of an architecture, or of the configuration's own; batches depend on the seed alone.
+
+    With the mean training loss of each of its epochs.
+    """
     own = deepcopy(problem)
     if architecture is not None:
         own.plans["configurations"][CONFIGURATION]["architecture"] = architecture
@@ -311,29 +352,30 @@ def train(problem: Problem, architecture: dict[str, Any] | None, *, seed: int, i
         trainer.initialize()
         trainer.on_train_start()
         seed_everything(seed)
-        done = 0
+        done, losses = 0, []
         for epoch in range(trainer.num_epochs):
             trainer.current_epoch = epoch
             trainer.network.train()
             trainer.lr_scheduler.step(epoch)
             until = round((epoch + 1) * iterations / trainer.num_epochs)
-            for _ in range(until - done):
-                trainer.train_step(next(trainer.dataloader_train))
+            steps = [trainer.train_step(next(trainer.dataloader_train))["loss"] for _ in range(until - done)]
+            losses.append(float(np.mean(steps)))
             done = until
-    return trainer
+    return trainer, losses
 
 
 def trained_dice(
     problem: Problem, architecture: dict[str, Any] | None, hold_out: HoldOut, *, seed: int, iterations: int
 ) -> dict[str, Any]:
-    """What a training came to: mean Dice of the hold-out cases, and of each."""
+    """What a training came to: mean Dice of the hold-out cases and of each, and training losses."""
     started = time.process_time()
-    trainer = train(problem, architecture, seed=seed, iterations=iterations)
+    trainer, losses = train(problem, architecture, seed=seed, iterations=iterations)
     dice = hold_out.dice(trainer.network)
     return {
         "dice": round(float(np.nanmean(dice)), 5),
         "cpu_seconds": round(time.process_time() - started, 1),
         "cases": " ".join(f"{score:.4f}" for score in dice),
+        "losses": " ".join(f"{loss:.4f}" for loss in losses),
     }
 
 

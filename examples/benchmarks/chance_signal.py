@@ -10,7 +10,8 @@ selected in the end. `gradients` asks what they would do if they saw any number 
 weights alone for so many steps, and averages the gradient of L_seg on x and alpha, at their start, over many batches
 of the architecture's half. `agree` compares two halves of these batches within a seed, which says how many of them it
 takes to hear anything, and the means of seeds with one another and with those of other data: what other data say as
-well is the shape of the network, and no answer to these data. All by rank correlation.
+well is the shape of the network, and no answer to these data. Both say as well what is left of it in means over layers,
+because parallel cells may exchange their parts. All by rank correlation.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +45,9 @@ def moves(args: argparse.Namespace) -> None:
             for name in ("x", "alpha"):
                 own = [np.array(json.loads(row[f"{name}_moves"])[quarter]) for row in rows]
                 foreign = [np.array(json.loads(row[f"{name}_moves"])[quarter]) for row in others]
-                cells += _correlations(own, foreign, rng)
+                cells += _correlations(own, foreign, rng) + _over_layers(own, rng)
             table.append(cells)
-    names = ["size", "between seeds", "by chance", "beside other data"]
+    names = ["size", "between seeds", "by chance", "beside other data", "mean over layers", "by chance"]
     header = [*(f"x: {name}" for name in names), *(f"alpha: {name}" for name in names)]
     print(format_table(["data", "arm", "seeds", "steps", *header], table))
 
@@ -54,16 +56,29 @@ def _correlations(own: list[np.ndarray], others: list[np.ndarray], rng: np.rando
     """Root mean square of moves; mean correlation over pairs, 95 % of it where entries are shuffled, and elsewhere."""
     size = f"{np.sqrt(np.mean(np.square(own))):.3f}"
     between = "" if not others else f"{np.mean([_rank_correlation(a, b) for a in own for b in others]):+.2f}"
+    return [size, *_between_seeds(own, rng), between]
+
+
+def _over_layers(own: list[np.ndarray], rng: np.random.Generator) -> list[str]:
+    """What is left of the correlation where layers may exchange their parts: that of means over layers."""
+    return _between_seeds(own, rng, lambda values: values.reshape(SETTINGS["num_layers"], -1).mean(0))
+
+
+def _between_seeds(
+    own: list[np.ndarray], rng: np.random.Generator, summary: Callable[[np.ndarray], np.ndarray] = np.asarray
+) -> list[str]:
+    """Mean rank correlation of summaries over pairs, and 95 % of it where entries are shuffled before."""
     if len(own) < 2:
-        return [size, "", "", between]
-    pairs = list(itertools.combinations(range(len(own)), 2))
-    seen = np.mean([_rank_correlation(own[a], own[b]) for a, b in pairs])
-    drawn = []
-    for _ in range(SHUFFLES):
-        shuffled = [rng.permutation(values) for values in own]
-        drawn.append(np.mean([_rank_correlation(shuffled[a], shuffled[b]) for a, b in pairs]))
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return [size, f"{seen:+.2f}", f"[{low:+.2f}, {high:+.2f}]", between]
+        return ["", ""]
+
+    def mean(vectors: list[np.ndarray]) -> float:
+        pairs = itertools.combinations([summary(values) for values in vectors], 2)
+        return float(np.mean([_rank_correlation(*pair) for pair in pairs]))
+
+    low, high = np.quantile(
+        [mean([rng.permutation(values) for values in own]) for _ in range(SHUFFLES)], (0.025, 0.975)
+    )
+    return [f"{mean(own):+.2f}", f"[{low:+.2f}, {high:+.2f}]"]
 
 
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -78,7 +93,8 @@ def gradients(args: argparse.Namespace) -> None:
         keys = [{"dataset": args.dataset, "seed": seed, "steps": steps} for steps in args.steps]
         if not list(missing(args.output, iter(keys))):
             continue
-        for row in gradients_dints(problem, seed, settings, points=args.steps, batches=args.batches):
+        for row in gradients_dints(problem, seed, settings, points=args.steps, batches=args.batches,
+                                   schedule=args.schedule or args.steps[-1]):  # fmt: skip
             key = {"dataset": args.dataset, "seed": seed, "steps": row["steps"]}
             if list(missing(args.output, iter([key]))):
                 append(args.output, {**key, **row})
@@ -106,9 +122,10 @@ def agree(args: argparse.Namespace) -> None:
             noise = np.sqrt(np.mean([float(row[f"{name}_noise"]) ** 2 for row in rows]))
             needed = f"{(noise / signal) ** 2:.0f}" if signal else "-"
             table.append([dataset, steps, name, str(len(rows)), rows[0]["batches"], f"{within:+.2f}", needed,
-                          *_correlations(means, foreign, rng)[1:]])  # fmt: skip
+                          *_correlations(means, foreign, rng)[1:], *_over_layers(means, rng)])  # fmt: skip
     names = ["data", "steps of weights", "of", "seeds", "batches", "halves of batches", "batches for noise = signal"]
-    print(format_table([*names, "between seeds", "by chance", "beside other data"], table))
+    names += ["between seeds", "by chance", "beside other data", "mean over layers", "by chance"]
+    print(format_table(names, table))
 
 
 def main() -> None:
@@ -123,6 +140,7 @@ def main() -> None:
     command.add_argument("-seeds", type=int, default=4)
     command.add_argument("-first_seed", type=int, default=0)
     command.add_argument("-steps", type=int, nargs="+", default=[90, 360, 1080], help="of the weights, rising")
+    command.add_argument("-schedule", type=int, help="steps that their learning rate is for; none: the last of -steps")
     command.add_argument("-batches", type=int, default=120, help="that gradients are averaged over")
     command.add_argument("settings", nargs="*", metavar="key=value")
     command.set_defaults(run=gradients)
