@@ -317,7 +317,7 @@ def networks_of(args: argparse.Namespace, trainer: Any, uniform: Any) -> dict[tu
             for name, topology in topologies.items():
                 networks[name] = (trainer.spec_of(topology), vars(size_of(topology, uniform)))
     if "within" in args.networks:
-        for number, topology in enumerate(random_within(trainer, uniform, args.random)):
+        for number, topology in enumerate(random_within(trainer, uniform, args.within)):
             name = ("random within nnU-Net's", str(number))
             networks[name] = (trainer.spec_of(topology), vars(size_of(topology, uniform)))
     return networks
@@ -374,7 +374,8 @@ def compare(args: argparse.Namespace) -> None:
             cells.append(f"{values.std(ddof=1):.4f}" if len(values) > 1 else "")
             cells.append(sd_between_trainings([row for row in own if row["arm"] == arm]))
             random = arms.get(f"random as {arm}")
-            table.append([*cells, "" if random is None else _difference(networks, random, rng)])
+            cells.append("" if random is None else _difference(networks, random, rng))
+            table.append([*cells, _beside_own(own, arm, rng)])
     names = [
         "data",
         "iterations",
@@ -385,8 +386,25 @@ def compare(args: argparse.Namespace) -> None:
         "sd",
         "sd of trainings",
         "less random, 95 % interval",
+        "less nnU-Net's own, 95 % interval",
     ]
     print(format_table(names, table))
+
+
+def _beside_own(rows: list[dict[str, str]], arm: str, rng: np.random.Generator) -> str:
+    """An arm less nnU-Net's own network; its networks are resampled, or its trainings where it has one network."""
+    own = np.array([float(row["dice"]) for row in rows if row["arm"] == "nnU-Net"])
+    networks = means_of([row for row in rows if row["arm"] == arm])
+    trainings = [float(row["dice"]) for row in rows if row["arm"] == arm]
+    values = np.array(list(networks.values()) if len(networks) > 1 else trainings)
+    if arm == "nnU-Net" or not len(own):
+        return ""
+    difference = f"{values.mean() - own.mean():+.4f}"
+    if min(len(values), len(own)) < FEWEST_SEARCHES:
+        return difference
+    drawn = [part[rng.integers(len(part), size=(RESAMPLES, len(part)))].mean(1) for part in (values, own)]
+    low, high = np.quantile(drawn[0] - drawn[1], (0.025, 0.975))
+    return f"{difference} [{low:+.4f}, {high:+.4f}]"
 
 
 def _difference(found: dict[str, float], random: dict[str, float], rng: np.random.Generator) -> str:
@@ -439,9 +457,8 @@ def main() -> None:
     command.add_argument("-o", dest="output", type=Path, required=True)
     command.add_argument("-searches", type=Path, required=True, help="table of search")
     command.add_argument("-arms", nargs="+", default=["default"])
-    command.add_argument(
-        "-random", type=int, default=2, help="random topologies per search, or within nnU-Net's memory"
-    )
+    command.add_argument("-random", type=int, default=2, help="random topologies per search")
+    command.add_argument("-within", type=int, default=8, help="random topologies within nnU-Net's memory")
     command.add_argument(
         "-networks", nargs="+", choices=NETWORKS, default=["own", "found", "random"], help=NETWORKS_HELP
     )

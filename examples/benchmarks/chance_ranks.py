@@ -2,17 +2,20 @@
 
     python examples/benchmarks/chance_ranks.py score -d 107 -searches searches.csv -arms evidence -o ranks.csv
     python examples/benchmarks/chance_ranks.py correlate ranks.csv -trainings trainings.csv
+    python examples/benchmarks/chance_ranks.py noise -trainings trainings.csv
 
 `score` takes the topologies that `chance.py train` trains, found and random, and says of each what a search can know
 of it: its loss with weights that it shares with the others in a supernet, which were trained as a mixture or on one
 topology at a time, and its loss after a short training as `selection=evidence` races. `correlate` compares this, and
 what the network costs, with the Dice after the whole training: rank correlation over networks with a 95 % interval
-(networks resampled), and what would be gained if the predictor chose, beside the mean of the networks.
+(networks resampled), and what would be gained if the predictor chose, beside the mean of the networks. `noise` says
+what there is to be predicted: how much of the variance of Dice is the network's and how much the training's.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +39,10 @@ from nnunet_nas.dints.topology import Topology
 
 # Large is good of these, and small of losses.
 SIZES = ("mib", "edges", "skips", "not skips", "parameters", "macs")
+ARMS = ("default", "random as default", "evidence", "random as evidence", "random within nnU-Net's")
 PREFIXES = (50, 150, 300)
+# Of fewer networks there is no correlation worth the name.
+FEWEST = 5
 
 
 def score(args: argparse.Namespace) -> None:
@@ -132,7 +138,7 @@ def _loss_at(trained: list[dict[str, str]], name: tuple[str, str], prefix: int, 
 def _beside_truth(values: list[float | None], truth: np.ndarray, rng: np.random.Generator) -> list[str]:
     known = np.array([value is not None for value in values])
     own, true = np.array([value for value in values if value is not None]), truth[known]
-    if len(own) < 5 or np.ptp(own) == 0:
+    if len(own) < FEWEST or np.ptp(own) == 0:
         return [str(len(own)), "", ""]
     drawn = []
     for picked in rng.integers(len(own), size=(RESAMPLES, len(own))):
@@ -141,6 +147,42 @@ def _beside_truth(values: list[float | None], truth: np.ndarray, rng: np.random.
     low, high = np.quantile(drawn, (0.025, 0.975))
     choice = true[own == own.max()].mean() - true.mean()
     return [str(len(own)), f"{spearmanr(own, true).statistic:+.2f} [{low:+.2f}, {high:+.2f}]", f"{choice:+.4f}"]
+
+
+def noise(args: argparse.Namespace) -> None:
+    rng, table = np.random.default_rng(0), []
+    trained = [row for row in rows_of(args.trainings) if row["arm"] in args.arms]
+    for dataset, iterations in dict.fromkeys((row["dataset"], row["iterations"]) for row in trained):
+        rows = [row for row in trained if (row["dataset"], row["iterations"]) == (dataset, iterations)]
+        names = dict.fromkeys((row["arm"], row["network"]) for row in rows)
+        dice = [{row["seed"]: float(row["dice"]) for row in rows if _is(row, name)} for name in names]
+        seeds = sorted({seed for own in dice for seed in own})
+        for first, second in itertools.combinations(seeds, 2):
+            pairs = np.array([[own[first], own[second]] for own in dice if first in own and second in own])
+            if len(pairs) >= FEWEST:
+                table.append([dataset, iterations, f"{first}, {second}", str(len(pairs)), *_components(pairs, rng)])
+    names = ["data", "iterations", "seeds", "networks", "rank correlation, 95 % interval"]
+    print(format_table([*names, "sd of the network, 95 % interval", "sd of the training"], table))
+
+
+def _components(pairs: np.ndarray, rng: np.random.Generator) -> list[str]:
+    """Of Dice with two seeds, (networks, 2), less each seed's mean: what both share, and what a training adds."""
+    own = pairs - pairs.mean(0)
+    drawn = [own[picked] - own[picked].mean(0) for picked in rng.integers(len(own), size=(RESAMPLES, len(own)))]
+    drawn = [sample for sample in drawn if np.ptp(sample, axis=0).all()]
+    ranks = np.quantile([spearmanr(*sample.T).statistic for sample in drawn], (0.025, 0.975))
+    # The covariance is the network's variance; where it is below zero there is none to be seen.
+    shared = np.quantile([_shared(sample) for sample in drawn], (0.025, 0.975))
+    trainings = np.sqrt(max(own.var(0, ddof=1).mean() - _shared(own) ** 2, 0))
+    return [
+        f"{spearmanr(*own.T).statistic:+.2f} [{ranks[0]:+.2f}, {ranks[1]:+.2f}]",
+        f"{_shared(own):.4f} [{shared[0]:.4f}, {shared[1]:.4f}]",
+        f"{trainings:.4f}",
+    ]
+
+
+def _shared(pairs: np.ndarray) -> float:
+    return float(np.sqrt(max(np.cov(pairs.T)[0, 1], 0)))
 
 
 def main() -> None:
@@ -153,6 +195,7 @@ def main() -> None:
     command.add_argument("-arms", nargs="+", default=["evidence"])
     command.add_argument("-networks", nargs="+", choices=NETWORKS, default=["found", "random"])
     command.add_argument("-random", type=int, default=2, help="as in chance.py train")
+    command.add_argument("-within", type=int, default=8, help="likewise")
     command.add_argument("-seeds", type=int, default=1)
     command.add_argument("-first_seed", type=int, default=0)
     command.add_argument("-batches", type=int, default=16, help="that losses are means over")
@@ -169,8 +212,12 @@ def main() -> None:
     command.add_argument("-d", dest="dataset", type=int, default=107)
     command.add_argument("-trainings", type=Path, required=True, help="table of chance.py train")
     command.add_argument("-iterations", type=int, default=600)
-    command.add_argument("-arms", nargs="+", default=["evidence", "random as evidence"])
+    command.add_argument("-arms", nargs="+", default=ARMS)
     command.set_defaults(run=correlate)
+    command = commands.add_parser("noise")
+    command.add_argument("-trainings", type=Path, required=True, help="table of chance.py train")
+    command.add_argument("-arms", nargs="+", default=ARMS)
+    command.set_defaults(run=noise)
     args = parser.parse_args()
     args.run(args)
 
