@@ -392,18 +392,24 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def _beside_own(rows: list[dict[str, str]], arm: str, rng: np.random.Generator) -> str:
-    """An arm less nnU-Net's own network; its networks are resampled, or its trainings where it has one network."""
-    own = np.array([float(row["dice"]) for row in rows if row["arm"] == "nnU-Net"])
-    networks = means_of([row for row in rows if row["arm"] == arm])
-    trainings = [float(row["dice"]) for row in rows if row["arm"] == arm]
-    values = np.array(list(networks.values()) if len(networks) > 1 else trainings)
-    if arm == "nnU-Net" or not len(own):
+    """An arm less nnU-Net's own network, by seeds of training that both have.
+
+    Networks are resampled, or trainings where there is one network.
+    """
+    own = {row["seed"]: float(row["dice"]) for row in rows if row["arm"] == "nnU-Net"}
+    paired = [
+        {**row, "dice": str(float(row["dice"]) - own[row["seed"]])}
+        for row in rows
+        if row["arm"] == arm and row["seed"] in own
+    ]
+    if arm == "nnU-Net" or not paired:
         return ""
-    difference = f"{values.mean() - own.mean():+.4f}"
-    if min(len(values), len(own)) < FEWEST_SEARCHES:
+    networks = means_of(paired)
+    values = np.array(list(networks.values()) if len(networks) > 1 else [float(row["dice"]) for row in paired])
+    difference = f"{values.mean():+.4f}"
+    if len(values) < FEWEST_SEARCHES:
         return difference
-    drawn = [part[rng.integers(len(part), size=(RESAMPLES, len(part)))].mean(1) for part in (values, own)]
-    low, high = np.quantile(drawn[0] - drawn[1], (0.025, 0.975))
+    low, high = np.quantile(rng.choice(values, (RESAMPLES, len(values))).mean(1), (0.025, 0.975))
     return f"{difference} [{low:+.4f}, {high:+.4f}]"
 
 
