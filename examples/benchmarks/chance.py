@@ -375,7 +375,8 @@ def compare(args: argparse.Namespace) -> None:
             cells.append(sd_between_trainings([row for row in own if row["arm"] == arm]))
             random = arms.get(f"random as {arm}")
             cells.append("" if random is None else _difference(networks, random, rng))
-            table.append([*cells, _beside_own(own, arm, rng)])
+            equal = f"nnU-Net as {arm.removeprefix('random as ')}"
+            table.append([*cells, *(_less(own, arm, reference, rng) for reference in ("nnU-Net", equal))])
     names = [
         "data",
         "iterations",
@@ -387,22 +388,23 @@ def compare(args: argparse.Namespace) -> None:
         "sd of trainings",
         "less random, 95 % interval",
         "less nnU-Net's own, 95 % interval",
+        "less nnU-Net's of equal memory, 95 % interval",
     ]
     print(format_table(names, table))
 
 
-def _beside_own(rows: list[dict[str, str]], arm: str, rng: np.random.Generator) -> str:
-    """An arm less nnU-Net's own network, by seeds of training that both have.
+def _less(rows: list[dict[str, str]], arm: str, reference: str, rng: np.random.Generator) -> str:
+    """An arm less one with a single network, by seeds of training that both have.
 
     Networks are resampled, or trainings where there is one network.
     """
-    own = {row["seed"]: float(row["dice"]) for row in rows if row["arm"] == "nnU-Net"}
+    own = {row["seed"]: float(row["dice"]) for row in rows if row["arm"] == reference}
     paired = [
         {**row, "dice": str(float(row["dice"]) - own[row["seed"]])}
         for row in rows
         if row["arm"] == arm and row["seed"] in own
     ]
-    if arm == "nnU-Net" or not paired:
+    if arm == reference or not paired:
         return ""
     networks = means_of(paired)
     values = np.array(list(networks.values()) if len(networks) > 1 else [float(row["dice"]) for row in paired])
