@@ -2,16 +2,19 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 from nnunet_nas.cli.main import main
+from nnunet_nas.errors import EnvironmentProblem
 from nnunet_nas.gpu_check import agreement, checks
 from nnunet_nas.gpu_check.networks import Subject
 from nnunet_nas.gpu_check.outcome import Outcome, guarded, judged
-from nnunet_nas.gpu_check.workplace import trainers
+from nnunet_nas.gpu_check.workplace import finish, trainers
 
 CPU = torch.device("cpu")
 METHODS_HERE = tuple(trainers())
@@ -113,6 +116,14 @@ def test_an_outcome_is_told_before_the_next_is_looked_for(monkeypatch, capsys):
     assert outcomes == told
     assert [outcome.status for outcome in outcomes] == ["ok", "ok"]
     assert capsys.readouterr() == ("", "nnU-Net talks\n")
+
+
+def test_a_command_that_does_not_end_is_ended():
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    with pytest.raises(EnvironmentProblem, match="not done after 0 s, and was ended"):
+        finish(process, seconds=0.1)
+    assert process.returncode is not None
 
 
 def test_the_names_that_choose_are_those_of_the_table():

@@ -77,9 +77,15 @@ def finish(process: subprocess.Popen[str], seconds: float = 600) -> None:
     """Waits for a command.
 
     Raises:
-        EnvironmentProblem: it failed.
+        EnvironmentProblem: it failed, or took longer, and was ended.
     """
-    printed, _ = process.communicate(timeout=seconds)
+    try:
+        printed, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired as error:
+        process.kill()
+        process.communicate()
+        name = Path(error.cmd[0]).name
+        raise EnvironmentProblem(f"{name} was not done after {seconds:.0f} s, and was ended") from error
     if process.returncode:
         lines = [line for line in printed.splitlines() if line.strip()]
         raise EnvironmentProblem(f"exit code {process.returncode}: {lines[-1] if lines else 'no word'}")
