@@ -10,6 +10,7 @@ import contextlib
 import copy
 import io
 import pydoc
+import reprlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -41,7 +42,13 @@ NETWORK_ERRORS = (
     ZeroDivisionError,
     pydoc.ErrorDuringImport,
 )
-_ARCHITECTURE_KEYS = ("network_class_name", "arch_kwargs", "_kw_requires_import")
+_ARCHITECTURE_KEYS: dict[str, tuple[type, str]] = {
+    "network_class_name": (str, "text"),
+    "arch_kwargs": (dict, "an object"),
+    "_kw_requires_import": (list, "a list"),
+}
+# Torch's own limit is that of 64 bits, for the product with everything else.
+_LARGEST = 2**31
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,8 @@ def network_spec(plans: Plans, name: str, dataset_json: dict[str, Any] | None = 
         dataset_json: nnU-Net's description of the data set, for channels and labels; None: the one beside the plans.
 
     Raises:
-        DataProblem: unknown configuration, or one without a network (old plans that nnU-Net cannot convert).
+        DataProblem: unknown configuration, or one without a network (old plans that nnU-Net cannot convert, others that
+            are not as nnU-Net writes them).
     """
     configuration = plans.resolve(name)
     dataset_json = plans.dataset_json if dataset_json is None else dataset_json
@@ -97,15 +105,36 @@ def network_spec(plans: Plans, name: str, dataset_json: dict[str, Any] | None = 
 
 
 def spec_of(manager: ConfigurationManager, input_channels: int, output_channels: int) -> NetworkSpec:
-    """What nnU-Net would build for a configuration that it has read."""
+    """What nnU-Net would build for a configuration that it has read.
+
+    Raises:
+        DataProblem: `architecture` holds other things than nnU-Net's planning writes.
+    """
     architecture = manager.configuration["architecture"]
+    for key, (kind, called) in _ARCHITECTURE_KEYS.items():
+        if not isinstance(architecture[key], kind):
+            raise DataProblem(
+                f"architecture.{key} of the configuration must be {called}, not {reprlib.repr(architecture[key])}: "
+                f"plan the data set again with nnUNetv2_plan_experiment"
+            )
+    patch_size, batch_size = tuple(int(size) for size in manager.patch_size), int(manager.batch_size)
+    _require_sizes(patch_size, batch_size)
     return NetworkSpec(
         architecture={key: copy.deepcopy(architecture[key]) for key in _ARCHITECTURE_KEYS},
         input_channels=int(input_channels),
         output_channels=int(output_channels),
-        patch_size=tuple(int(size) for size in manager.patch_size),
-        batch_size=int(manager.batch_size),
+        patch_size=patch_size,
+        batch_size=batch_size,
     )
+
+
+def _require_sizes(patch_size: tuple[int, ...], batch_size: int) -> None:
+    if not all(0 < size < _LARGEST for size in (*patch_size, batch_size)):
+        raise DataProblem(
+            f"patch_size and batch_size of the configuration must be from 1 to {_LARGEST - 1}, not "
+            f"{reprlib.repr(patch_size)} and {reprlib.repr(batch_size)}: plan the data set again with "
+            f"nnUNetv2_plan_experiment"
+        )
 
 
 def build_network(

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from nnunet_nas import __version__
+from nnunet_nas.description import PLAN_AGAIN, read_description
 from nnunet_nas.environment import dataset_number, folder_from_environment
 from nnunet_nas.errors import DataProblem, EnvironmentProblem, UsageError
 from nnunet_nas.files import locked, read_json, remove_leftovers, replace_file
@@ -44,10 +46,11 @@ _FIRST_DIGEST, _DIGEST = "sha256:", "sha256-2:"
 # JSON files that nnU-Net itself keeps beside the plans; a plans file of that name would break the data set.
 _RESERVED = ("dataset", "dataset_fingerprint", "splits_final")
 _LOCK_SECONDS = 60.0
-# nnU-Net rewrites plans in place and without a lock: how long its writing takes at most, and how long after ours one
-# that had read the file before may come.
+# nnU-Net rewrites plans in place and without a lock: how long its writing takes at most, how long after ours one that
+# had read the file before may come unannounced, and how long after its announcement.
 _PATIENCE_SECONDS = 0.5
 _AFTERMATH_SECONDS = 0.2
+_PLANNING_SECONDS = 30.0
 _PAUSE_SECONDS = 0.05
 _ATTEMPTS = 5
 _VERSIONED = ("nnunetv2", "torch", "dynamic-network-architectures")
@@ -246,7 +249,7 @@ class Plans:
         """
         with contextlib.closing(_Unlocked(self.path, before)) as rival:
             replace_file(self.path, json.dumps(self.content, indent=4).encode(), last_check=rival.require_absence)
-            time.sleep(_AFTERMATH_SECONDS)
+            rival.await_writing()
             rival.give_back()
         if _canonical(Plans.read(self.path).content) != _canonical(self.content):
             raise Overtaken(self.path)
@@ -289,11 +292,9 @@ class Plans:
         """nnU-Net's description of the data set, beside the plans.
 
         Raises:
-            DataProblem: missing or not JSON.
+            DataProblem: missing, not JSON, or no description.
         """
-        mend = "run nnUNetv2_plan_and_preprocess for this data set again"
-        found: dict[str, Any] = read_json(self.path.with_name("dataset.json"), mend, patience=_PATIENCE_SECONDS)
-        return found
+        return read_description(self.path.with_name("dataset.json"), PLAN_AGAIN, patience=_PATIENCE_SECONDS)
 
     def method(self, name: str) -> str | None:
         """The method that a configuration was derived by; None if it is not ours."""
@@ -580,21 +581,48 @@ class _Unlocked:
     """Notices programs that write a plans file in place without our lock, as nnU-Net's planning does.
 
     Such a program may have the file open while ours takes its name: it then writes into a file that nobody finds. That
-    one is kept open here.
+    one is kept open here. Or it may have read the file before and write it afterwards: nnU-Net's planning copies
+    `dataset.json` beside the plans before it reads them, so that one which began before ours took their name is known
+    by a description that is newer than what was replaced.
     """
 
     def __init__(self, path: Path, before: str | None) -> None:
         self.path, self.before = path, before
         self._file: BinaryIO | None = None
         self._content = b""
+        self._written = 0
 
     def require_absence(self) -> None:
         """Right before the file is replaced; raises Overtaken if it is not as it was read."""
         if self.path.exists():
             self._file = self.path.open("rb")
             self._content = self._file.read()
+            self._written = os.fstat(self._file.fileno()).st_mtime_ns
         if _canonical_or_none(self._content) != self.before:
             raise Overtaken(self.path)
+
+    def await_writing(self) -> None:
+        """After the replacement, until whoever had read the old file has written."""
+        ours = self._stamps()
+        time.sleep(_AFTERMATH_SECONDS)
+        remaining = self._announced(ours[0])
+        if remaining <= 0 or self._stamps() != ours:
+            return
+        print(f"waiting for nnU-Net's planning, which may be about to write {self.path}", file=sys.stderr)
+        deadline = time.monotonic() + remaining
+        while time.monotonic() < deadline and self._stamps() == ours:
+            time.sleep(_PAUSE_SECONDS)
+
+    def _stamps(self) -> tuple[int, int]:
+        """When the file and the one that it replaced were written, in ns."""
+        return _written(self.path), os.fstat(self._file.fileno()).st_mtime_ns if self._file is not None else 0
+
+    def _announced(self, ours: int) -> float:
+        """Seconds that a planning which began before ours, in ns, may still take; all times are the file system's."""
+        begun = _written(self.path.with_name("dataset.json"))
+        if self._file is None or begun < self._written:
+            return 0
+        return min(_PLANNING_SECONDS, _PLANNING_SECONDS - (ours - begun) / 1e9)
 
     def give_back(self) -> None:
         """After the replacement; raises Overtaken if the replaced file was written, which takes its place again."""
@@ -613,6 +641,14 @@ class _Unlocked:
         """Forgets the file."""
         if self._file is not None:
             self._file.close()
+
+
+def _written(path: Path) -> int:
+    """When a file was written, in ns; 0 if it is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _canonical_or_none(content: bytes) -> str | None:

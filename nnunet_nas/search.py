@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nnunet_nas import commands
 from nnunet_nas.architecture import NetworkSpec, network_spec, spec_of
+from nnunet_nas.description import PLAN_AGAIN, require_description
 from nnunet_nas.distributed import average_gradients
 from nnunet_nas.errors import DataProblem, UsageError, exit_with_one_line
 from nnunet_nas.files import read_json
@@ -68,6 +69,7 @@ class SearchTrainer(ResumableTrainer):
                     f"{configuration} is the second stage of a cascade, whose input is another network's prediction: "
                     f"search on a configuration without previous_stage"
                 )
+            require_description(dataset_json, "dataset.json", PLAN_AGAIN, required=["labels"])
             super().__init__(plans, configuration, fold, dataset_json, device)
         self.follow_settings()
         self.base_digest = self.plans.digest(configuration)

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnunet_nas.architecture import NetworkSpec, build_without_weights
+from nnunet_nas.architecture import NETWORK_ERRORS, NetworkSpec, build_without_weights, one_line
 from nnunet_nas.complexity import MIB, kept_mib, step_macs
+from nnunet_nas.errors import DataProblem
 
 # Of nnU-Net's own trainer: 1000 epochs of 250 iterations.
 DEFAULT_STEPS = 1000 * 250
@@ -66,15 +67,25 @@ def training_memory(spec: NetworkSpec, *, frozen: bool = False) -> TrainingMemor
     Args:
         spec: of the network, with its patch and batch.
         frozen: the modules in its skips alone are trained, as by the retrofit.
+
+    Raises:
+        DataProblem: nnU-Net cannot build it, or it cannot process such batches.
     """
     network: Any = build_without_weights(spec, deep_supervision=True)
     if frozen:
         network.freeze_backbone()
-    images = torch.empty(spec.batch_size, spec.input_channels, *spec.patch_size, device="meta")
+    try:
+        images = torch.empty(spec.batch_size, spec.input_channels, *spec.patch_size, device="meta")
+        activations = kept_mib(lambda: network(images), list(network.parameters()))
+    except NETWORK_ERRORS as error:
+        raise DataProblem(
+            f"{spec.architecture['network_class_name']} cannot process {spec.batch_size} patches of "
+            f"{'x'.join(map(str, spec.patch_size))} ({one_line(error)}): correct the configuration or plan again"
+        ) from error
     sizes = [(p.numel() * p.element_size() / MIB, p.requires_grad) for p in network.parameters()]
     trained = sum(size for size, is_trained in sizes if is_trained)
     return TrainingMemory(
-        activations=kept_mib(lambda: network(images), list(network.parameters())),
+        activations=activations,
         weights=sum(size for size, _ in sizes),
         gradients=trained,
         momentum=trained,

@@ -11,6 +11,27 @@ import numpy as np
 DATASET = "Dataset011_Fake"
 CASES = tuple(f"case_{number:02d}" for number in range(12))
 FEATURES = [16, 32, 32]
+DESCRIPTION = {
+    "channel_names": {"0": "MRI"},
+    "labels": {"background": 0, "bright": 1},
+    "numTraining": len(CASES),
+    "file_ending": ".nii.gz",
+    "name": "Fake",
+}
+# What a kill, a full disk, another program or a wrong hand leaves of it.
+BROKEN_DESCRIPTIONS = {
+    "empty": b"",
+    "cut": json.dumps(DESCRIPTION).encode()[:40],
+    "binary": b"\x80\x04\x95",
+    "deep": b"[" * 100_000,
+    "list": b"[]",
+    "number": b"7",
+    "nothing": b"{}",
+    "channels": json.dumps({**DESCRIPTION, "channel_names": "x"}).encode(),
+    "labels": json.dumps({**DESCRIPTION, "labels": ["bright"]}).encode(),
+    "label": json.dumps({**DESCRIPTION, "labels": {"bright": [None]}}).encode(),
+    "ending": json.dumps({**DESCRIPTION, "file_ending": None}).encode(),
+}
 
 
 def write_json(path, content):
@@ -164,18 +185,7 @@ def write_dataset(dataset):
         folder.mkdir(parents=True)
         for case in CASES:
             write_case(folder, case, shape, plans["configurations"][name]["patch_size"])
-    write_json(dataset / "nnUNetPlans.json", plans)
-    write_json(dataset / "nnUNetResEncUNetMPlans.json", residual_plans())
-    write_json(
-        dataset / "dataset.json",
-        {
-            "channel_names": {"0": "MRI"},
-            "labels": {"background": 0, "bright": 1},
-            "numTraining": len(CASES),
-            "file_ending": ".nii.gz",
-            "name": "Fake",
-        },
-    )
+    write_json(dataset / "dataset.json", DESCRIPTION)
     write_json(
         dataset / "dataset_fingerprint.json",
         {
@@ -185,3 +195,6 @@ def write_dataset(dataset):
             "spacings": [[3.0, 1.0, 1.0]] * len(CASES),
         },
     )
+    # After the description, as nnU-Net writes them.
+    write_json(dataset / "nnUNetPlans.json", plans)
+    write_json(dataset / "nnUNetResEncUNetMPlans.json", residual_plans())

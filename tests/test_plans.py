@@ -522,6 +522,59 @@ def test_nothing_of_a_program_that_writes_at_the_same_moment_is_lost(plans_file,
     assert no_leftovers(plans_file.parent)
 
 
+def announce(path, age=0.0):
+    """What nnU-Net's planning does before it reads the plans."""
+    description = path.with_name("dataset.json")
+    description.write_bytes(description.read_bytes())
+    then = time.time() - age
+    os.utime(description, (then, then))
+
+
+def test_a_planning_that_has_read_the_plans_is_waited_for(plans_file, monkeypatch, capsys):
+    """Much longer than what is waited without a sign of one."""
+    planning = []
+
+    def write(path, content, *, last_check=lambda: None):
+        if not planning:
+            announce(path)
+            planned = read(path)
+            planned["configurations"]["3d_fullres"]["batch_size"] = 17
+            planning.append(threading.Timer(1.5, lambda: path.write_text(json.dumps(planned))))
+            planning[0].start()
+        replace_file(path, content, last_check=last_check)
+
+    monkeypatch.setattr("nnunet_nas.plans.replace_file", write)
+    assert add(plans_file, 8) == ["2d_xtiny8"]
+    planning[0].join()
+    found = read(plans_file)["configurations"]
+    assert "2d_xtiny8" in found
+    assert found["3d_fullres"]["batch_size"] == 17
+    assert "waiting for nnU-Net's planning" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("age", "waits"), [(0, True), (29, True), (31, False), (-3600, True)])
+def test_a_planning_that_never_writes_is_waited_for_half_a_minute(plans_file, monkeypatch, age, waits):
+    """It may have died, or a user have copied the description; one from the future says nothing of its age."""
+    os.utime(plans_file, (0, 0))
+    announce(plans_file, age)
+    slept = []
+    now = time.monotonic()
+    monkeypatch.setattr("nnunet_nas.plans.time.monotonic", lambda: now + sum(slept))
+    monkeypatch.setattr("nnunet_nas.plans.time.sleep", slept.append)
+    assert add(plans_file, 8) == ["2d_xtiny8"]
+    expected = min(30, 30 - age) if waits else 0
+    assert sum(slept) == pytest.approx(0.2 + expected, abs=1)
+
+
+def test_nobody_waits_where_the_plans_are_newer_than_the_description(plans_file, monkeypatch):
+    announce(plans_file)
+    edit(plans_file, lambda plans: plans.update(note="planned"))
+    slept = []
+    monkeypatch.setattr("nnunet_nas.plans.time.sleep", slept.append)
+    assert add(plans_file, 8) == ["2d_xtiny8"]
+    assert sum(slept) == pytest.approx(0.2)
+
+
 def test_half_a_file_of_a_program_that_died_does_not_replace_what_was_added(plans_file, monkeypatch):
     def write(path, content, *, last_check=lambda: None):
         with path.open("r+") as file:

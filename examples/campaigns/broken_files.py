@@ -71,7 +71,11 @@ def text_of(content: Any, rng: random.Random) -> str:
 
 
 def plans(campaign: Campaign, seed: int) -> None:
-    """A broken plans file beside a whole one: listed, counted, extended, searched on."""
+    """A broken plans file beside a whole one: listed, counted, extended, searched on.
+
+    There are no cases: a selection or a proof that the plans would let begin ends there. Of the commands that take
+    longer each seed calls one.
+    """
     from fake_dataset import default_plans
 
     rng = random.Random(seed)
@@ -90,7 +94,13 @@ def plans(campaign: Campaign, seed: int) -> None:
         ("add_skip", "-d", "11", "-c", "2d", "-m", "attention"),
         ("transfer", "-d", "11", "-c", "2d", "-from", "11:2d_found"),
     )
-    for words in calls:
+    others = (
+        ("add_encoder", "-d", "11", "-c", "2d", "-m", "mobilenetv3_large"),
+        ("import_dints", "-d", "11", "-c", "2d", "-code", str(_code(campaign.root))),
+        ("select_tiny", "-d", "11", "-c", "2d", "-device", "cpu"),
+        ("prove_tiny", "-d", "11", "-c", "2d", "-f", "0", "-widths", "16", "-device", "cpu"),
+    )
+    for words in (*calls, others[seed % len(others)]):
         campaign.command(*words, unchanged=path, seed=seed)
 
 
@@ -236,3 +246,10 @@ def _dataset(root: Path) -> Path:
         (folder / "whole.json").write_text(json.dumps(whole, indent=4))
         (folder / "dataset.json").write_text(json.dumps(_DESCRIPTION))
     return folder
+
+
+def _code(root: Path) -> Path:
+    """A topology of two levels and two layers as MONAI publishes it."""
+    path = root / "code.json"
+    path.write_text(json.dumps({"arch_code_a": [[1] * 4] * 2, "arch_code_c": [[1] * 4] * 2}))
+    return path

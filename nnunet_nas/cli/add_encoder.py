@@ -13,13 +13,16 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_nas.cli.common import add_dataset_arguments, add_plans_arguments, add_to_plans, quiet_output
 from nnunet_nas.commands import train_and_predict
 from nnunet_nas.environment import find_preprocessed_dataset
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.plans import Plans, Provenance
+
+if TYPE_CHECKING:
+    from nnunet_nas.architecture import NetworkSpec
 
 SUMMARY = "add a configuration with an encoder of image classification"
 _ENCODERS = ("vgg16", "resnet50", "mobilenetv3_large", "efficientnetv2_s", "efficientnetv2_m")
@@ -42,15 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Builds the network once, adds the configuration, and prints the next commands."""
     plans = Plans.of(find_preprocessed_dataset(args.d), args.p)
-    configuration = plans.resolve(args.c)
     if args.weights is not None and not args.weights.is_file():
         raise DataProblem(f"-weights {args.weights} is not a file: give the encoder's state dictionary")
     with quiet_output():
         from nnunet_nas.architecture import derive, network_spec
         from nnunet_nas.encoders.network import halvings
 
-        architecture = _architecture(configuration, args.m, args.weights, halvings(configuration["patch_size"]))
-        spec = replace(network_spec(plans, args.c), architecture=architecture)
+        base = network_spec(plans, args.c)
+        architecture = _architecture(base, args.m, args.weights, halvings(base.patch_size))
+        spec = replace(base, architecture=architecture)
         settings = {"encoder": args.m, "weights": architecture["arch_kwargs"]["weights"]}
         provenance = Provenance("encoder", plans.digest(args.c), settings)
         derived = derive(f"{args.c}_{args.m}", args.c, spec, provenance, weights=True)
@@ -60,13 +63,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _architecture(configuration: dict[str, Any], encoder: str, weights: Path | None, halved: int) -> dict[str, Any]:
+def _architecture(base: NetworkSpec, encoder: str, weights: Path | None, halved: int) -> dict[str, Any]:
     """The plans' `architecture`: as many stages as the patch can be halved for.
 
     Raises:
         DataProblem: 3-D, a patch of odd sizes, or no U-Net below.
     """
-    patch = configuration["patch_size"]
+    patch = base.patch_size
     if len(patch) != 2:
         raise DataProblem("these encoders are 2-D: choose a 2-D configuration")
     stages = halved + 1
@@ -75,11 +78,16 @@ def _architecture(configuration: dict[str, Any], encoder: str, weights: Path | N
             f"patch size {'x'.join(map(str, patch))} can be halved {halved} times, the encoders need "
             f"{_FEWEST_STAGES - 1}: choose a configuration with another patch size"
         )
-    base = configuration["architecture"]
-    if "norm_op" not in base["arch_kwargs"]:
-        raise DataProblem("the configuration's arch_kwargs have no norm_op: choose one of nnU-Net's U-Nets")
-    kept = ("conv_bias", "norm_op", "norm_op_kwargs", "nonlin", "nonlin_kwargs")
-    kwargs = {key: base["arch_kwargs"][key] for key in kept}
+    kept, planned = (
+        ("conv_bias", "norm_op", "norm_op_kwargs", "nonlin", "nonlin_kwargs"),
+        base.architecture["arch_kwargs"],
+    )
+    missing = [key for key in kept if key not in planned]
+    if missing:
+        raise DataProblem(
+            f"the configuration's arch_kwargs have no {', '.join(missing)}: choose one of nnU-Net's U-Nets"
+        )
+    kwargs = {key: planned[key] for key in kept}
     kwargs |= {
         "encoder": encoder,
         "n_stages": stages,

@@ -16,6 +16,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from nnunet_nas import commands
+from nnunet_nas.description import read_description
 from nnunet_nas.environment import dataset_number, find_dataset
 from nnunet_nas.errors import DataProblem, NasError, UsageError
 from nnunet_nas.files import read_json
@@ -216,17 +217,22 @@ def evaluate_predictions(path: Path, name: str, labels: Path, *, processes: int)
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    from nnunet_nas.architecture import NETWORK_ERRORS, one_line
+
     mend = f"predict with nnUNetv2_predict, or evaluate {path} with nnUNetv2_evaluate_folder"
-    dataset_json = read_json(path / "dataset.json", mend)
-    manager = PlansManager(read_json(path / "plans.json", mend)).get_label_manager(dataset_json)
-    ending = dataset_json["file_ending"]
+    dataset_json = read_description(path / "dataset.json", mend, required=["labels", "file_ending"])
+    plans, ending = read_json(path / "plans.json", mend), dataset_json["file_ending"]
     predictions = sorted(file.name for file in path.iterdir() if file.name.endswith(ending))
     if not predictions:
         raise DataProblem(f"{path} has no predictions (*{ending}): {mend}")
     unlabelled = [file for file in predictions if not (labels / file).exists()]
     if unlabelled:
         raise DataProblem(f"{labels} has no label for {listed(unlabelled)} of {path}: correct -ref")
-    reader = determine_reader_writer_from_dataset_json(dataset_json, str(labels / predictions[0]), verbose=False)()
+    try:
+        manager = PlansManager(plans).get_label_manager(dataset_json)
+        reader = determine_reader_writer_from_dataset_json(dataset_json, str(labels / predictions[0]), verbose=False)()
+    except NETWORK_ERRORS as error:
+        raise DataProblem(f"nnU-Net cannot read the labels and images of {path} ({one_line(error)}): {mend}") from error
     classes = manager.foreground_regions if manager.has_regions else manager.foreground_labels
     try:
         result = compute_metrics_on_folder(
@@ -441,8 +447,7 @@ def _home(folder: Path) -> tuple[Path | None, str | None]:
 def _dataset_json(home: Path | None) -> dict[str, Any]:
     if home is None:
         return {}
-    content = read_json(home / "dataset.json", "copy it from the data set's preprocessed folder")
-    return content if isinstance(content, dict) else {}
+    return read_description(home / "dataset.json", "copy it from the data set's preprocessed folder")
 
 
 def _require_same_labels(first: Model, second: Model, cases: Sequence[str]) -> None:

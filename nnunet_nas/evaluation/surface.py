@@ -121,7 +121,7 @@ def surface_tasks(
     for name in cases:
         case = model.cases[name]
         reference = case.reference if labels is None else labels / case.prediction.name
-        content = model.dataset_json or {"file_ending": case.prediction.name.removeprefix(name)}
+        content = {"file_ending": case.prediction.name.removeprefix(name), **model.dataset_json}
         chosen = {key: tolerances[key] for key in case.metrics}
         tasks.append(SurfaceTask(reference, case.prediction, chosen, content))
     return tasks
@@ -157,11 +157,11 @@ def measure(task: SurfaceTask) -> dict[str, dict[str, float]]:
             raise DataProblem(
                 f"{file} does not exist, surface metrics need it: restore it, or name the labels with -ref"
             )
-    reader = determine_reader_writer_from_dataset_json(task.dataset_json, str(task.reference), verbose=False)()
     try:
+        reader = determine_reader_writer_from_dataset_json(task.dataset_json, str(task.reference), verbose=False)()
         reference, properties = reader.read_seg(str(task.reference))
         prediction, _ = reader.read_seg(str(task.prediction))
-    except (RuntimeError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError, AssertionError) as error:
         raise DataProblem(
             f"cannot read {task.reference} and {task.prediction}: {' '.join(str(error).split())}"
         ) from error

@@ -18,6 +18,7 @@ from torch import nn
 
 from nnunet_nas.architecture import NETWORK_ERRORS, one_line, require_trusted
 from nnunet_nas.checkpoints import read_checkpoint
+from nnunet_nas.description import read_description
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.runtime.images import READERS
 from nnunet_nas.runtime.preprocessing import SCHEMES
@@ -89,6 +90,7 @@ def load_model(folder: Path, folds: Sequence[str], checkpoint: str, *, step: flo
             configuration = plans.get_configuration(_configuration(folder)).configuration
             _require_exportable(plans.plans, configuration)
             require_trusted(configuration["architecture"])
+            read_description(folder / "dataset.json", "train it again", required=["labels", "file_ending"])
             for fold in wanted:  # with care, before nnU-Net reads it without
                 read_checkpoint(folder / f"fold_{fold}" / checkpoint, "train it again", ["network_weights"])
             predictor.initialize_from_trained_model_folder(str(folder), wanted, checkpoint)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from nnunet_nas.checkpoints import read_checkpoint
+from nnunet_nas.description import PLAN_AGAIN, require_description
 from nnunet_nas.errors import DataProblem, exit_with_one_line
 from nnunet_nas.plans import Plans
 from nnunet_nas.randomness import seed_everything
@@ -46,6 +47,7 @@ class nnUNetTrainerScheduled(ModelTrainer):
         with exit_with_one_line():
             self.settings = read_settings(self.settings_class, Plans(plans).resolve(configuration))
             Plans(plans).require_fresh(configuration)
+            require_description(dataset_json, "dataset.json", PLAN_AGAIN, required=["labels"])
             super().__init__(plans, configuration, fold, dataset_json, device)
         self.follow_settings()
         self.initial_lr = self.settings.initial_lr

@@ -16,6 +16,7 @@ import torch
 from nnunet_nas import commands
 from nnunet_nas.architecture import build_network, spec_of
 from nnunet_nas.checkpoints import read_checkpoint
+from nnunet_nas.description import PLAN_AGAIN, require_description
 from nnunet_nas.environment import dataset_number, folder_from_environment
 from nnunet_nas.errors import DataProblem, exit_with_one_line
 from nnunet_nas.methods import METHODS, retrofitted
@@ -47,6 +48,7 @@ class nnUNetTrainerIACRetrofit(ModelTrainer):
         with exit_with_one_line():
             self.settings = read_settings(IACRetrofitSettings, Plans(plans).resolve(configuration))
             self.record = _searched(Plans(plans), configuration)
+            require_description(dataset_json, "dataset.json", PLAN_AGAIN, required=["labels"])
             super().__init__(plans, configuration, fold, dataset_json, device)
         self.follow_settings()
         if self.settings.batch_size is not None:

@@ -23,6 +23,7 @@ from typing import IO, Any
 
 from nnunet_nas import commands
 from nnunet_nas.cases import files_digest
+from nnunet_nas.description import read_description
 from nnunet_nas.environment import dataset_number, external_trainers_folder, folder_from_environment
 from nnunet_nas.errors import DataProblem, EnvironmentProblem, NasError
 from nnunet_nas.evaluation.summaries import SUMMARY, Model, read_evaluated_folder, read_summary, read_trained_model
@@ -344,7 +345,8 @@ def _reader(folder: Path, hold_out: HoldOut) -> Any:
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
     example = hold_out.labels / f"{hold_out.cases[0]}{hold_out.ending}"
-    description = read_json(folder / "dataset.json", f"remove {folder} and run the same command again")
+    mend = f"remove {folder} and run the same command again"
+    description = read_description(folder / "dataset.json", mend, required=["file_ending"])
     return determine_reader_writer_from_dataset_json(description, str(example), verbose=False)()
 
 

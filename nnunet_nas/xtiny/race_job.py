@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_nas.complexity import Complexity, complexity_of
+from nnunet_nas.data import list_cases
 from nnunet_nas.environment import folder_from_environment
 from nnunet_nas.errors import DataProblem, UsageError
 from nnunet_nas.xtiny.race import Curve, Outcome, Rules, checkpoints, next_move
@@ -48,6 +49,7 @@ class RaceJob(WidthJob):
 
     def find_cases(self) -> Sequence[str]:
         """The validation cases of nnU-Net's split, which is made if there is none."""
+        list_cases(self.data_folder)
         if not (self.dataset / "splits_final.json").exists():
             self._course.make_split(self.candidates[-1])
         cases = race_cases(self.dataset)

@@ -96,6 +96,29 @@ def test_what_cannot_be_is_refused(dataset, capsys, options, message):
     assert (dataset / "nnUNetPlans.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda entry: entry.pop("patch_size"), "no network that nnU-Net could build"),
+        (
+            lambda entry: entry["architecture"].update(arch_kwargs="0"),
+            "architecture.arch_kwargs of the configuration must",
+        ),
+        (lambda entry: entry["architecture"]["arch_kwargs"].pop("nonlin_kwargs"), "have no nonlin_kwargs: choose one"),
+    ],
+)
+def test_a_broken_configuration_is_refused_in_one_line(dataset, capsys, change, message):
+    content = plans(dataset)
+    change(content["configurations"]["2d"])
+    (dataset / "nnUNetPlans.json").write_text(json.dumps(content))
+    before = (dataset / "nnUNetPlans.json").read_bytes()
+    assert main(["add_encoder", "-d", "11", "-c", "2d", "-m", QUICK]) == 4
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert (dataset / "nnUNetPlans.json").read_bytes() == before
+
+
 @pytest.mark.parametrize("content", [b"", b"foreign"])
 def test_a_file_that_holds_no_weights_is_one_line(dataset, tmp_path, content, capsys):
     path = tmp_path / "weights.pth"

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fake_dataset import BROKEN_DESCRIPTIONS
 
 from nnunet_nas.cli.main import main
 
@@ -364,3 +365,17 @@ def test_models_without_plans_are_compared_without_costs(compare, models):
     assert code == 0
     assert "parameters" not in out
     assert err.count("are unknown: ") == 2
+
+
+@pytest.mark.parametrize("content", BROKEN_DESCRIPTIONS.values(), ids=BROKEN_DESCRIPTIONS)
+def test_a_broken_description_beside_a_model_is_one_line(compare, models, predictions, content):
+    labels, one, two = predictions
+    for folder, words in ((models[0], ["-d", 11, "-m", ONE, TWO]), (one, ["-m", one, two, "-ref", labels])):
+        (folder / "dataset.json").write_bytes(content)
+        code, out, err = compare(*words)
+        if content in (BROKEN_DESCRIPTIONS["nothing"], BROKEN_DESCRIPTIONS["label"]) and folder == models[0]:
+            assert code == 0
+            assert "the costs of" in err
+            continue
+        assert (code, out, err.count("\n")) == (4, "", 1), (words, err)
+        assert str(folder) in err

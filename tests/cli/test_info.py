@@ -154,6 +154,18 @@ UNFIT = {
     "class": ({"architecture": {"network_class_name": "a.B", "arch_kwargs": {}, "_kw_requires_import": []}}, "a.B"),
     "patch": ({"patch_size": [30, 30]}, "cannot process its patch size 30x30"),
     "no architecture": ({"architecture": None}, "no network that nnU-Net could build"),
+    "arguments": (
+        {"architecture": {"network_class_name": "a.B", "arch_kwargs": 1.5, "_kw_requires_import": []}},
+        "architecture.arch_kwargs of the configuration must be an object, not 1.5",
+    ),
+    "classes": (
+        {"architecture": {"network_class_name": None, "arch_kwargs": {}, "_kw_requires_import": []}},
+        "architecture.network_class_name of the configuration must be text, not None",
+    ),
+    "imports": (
+        {"architecture": {"network_class_name": "a.B", "arch_kwargs": {}, "_kw_requires_import": 7}},
+        "architecture._kw_requires_import of the configuration must be a list, not 7",
+    ),
 }
 
 

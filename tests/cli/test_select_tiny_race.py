@@ -185,6 +185,17 @@ def test_regions_and_an_ignore_label(race, dataset):
     assert race()[0] == 0
 
 
+@pytest.mark.parametrize("split", [True, False])
+def test_data_that_are_not_preprocessed_are_said(race, dataset, split):
+    shutil.rmtree(dataset / "nnUNetPlans_2d")
+    if split:
+        cases = {"train": ["case_00", "case_01"], "val": ["case_02", "case_03"]}
+        (dataset / "splits_final.json").write_text(json.dumps([cases] * 5))
+    code, out, err = race()
+    assert (code, out, len(err.splitlines())) == (4, "", 1)
+    assert "the data are not preprocessed" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "fragment"),
     [

@@ -19,6 +19,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from export import paper
+from fake_dataset import BROKEN_DESCRIPTIONS
 from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
 
 from nnunet_nas.cli.main import main
@@ -307,3 +308,14 @@ def test_the_command_says_what_it_found(settings, tmp_path, capsys):
     assert main(["export", "-m", str(model), "-f", "3", "-o", str(tmp_path / "other")]) == 4
     assert "has no checkpoint_final.pth of fold 3; there: 0, all" in capsys.readouterr().err
     assert main(["export", "-o", str(tmp_path / "other")]) == 2
+
+
+@pytest.mark.parametrize("content", BROKEN_DESCRIPTIONS.values(), ids=BROKEN_DESCRIPTIONS)
+def test_a_broken_description_beside_a_model_is_one_line(tmp_path, capsys, content):
+    model = paper.trained(tmp_path / "Dataset011_Fake", **FLAT)
+    (model / "dataset.json").write_bytes(content)
+    assert main(["export", "-m", str(model), "-o", str(tmp_path / "exported"), "--unverified"]) == 4
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "train it again" in error
+    assert not (tmp_path / "exported").exists()
