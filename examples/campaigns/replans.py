@@ -1,14 +1,14 @@
 """nnU-Net plans again, in place and without a lock, while we add: what is lost must be said.
 
-One trial: nnU-Net's own `nnUNetv2_plan_experiment` runs in one process. It writes its plans ten times instead of once,
-at random instants and with another batch size each time, as somebody would who tries budgets of memory. Meanwhile
-three processes add configurations and settings. An addition that is refused in one line was said to be lost. Whatever
-was reported as done must be there in the end, and so must be the last batch size that nnU-Net reported.
+One trial: nnU-Net's own `nnUNetv2_plan_experiment` runs in one process. It plans ten times instead of once, at random
+instants and with another batch size each time, as somebody would who tries budgets of memory. Now and then it stops
+between reading the old plans and writing, for up to two seconds, as on a machine with too much to do. Meanwhile three
+processes add configurations and settings. An addition that is refused in one line was said to be lost. Whatever was
+reported as done must be there in the end, and so must be the last batch size that nnU-Net reported.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import random
@@ -29,6 +29,8 @@ from nnunet_nas.errors import NasError
 
 _WRITES, _ADDERS = 10, 3
 _PAUSE_SECONDS, _ANEW_SECONDS = 0.2, 0.001
+# How often nnU-Net's planning stops between reading and writing, and for how long at most.
+_LATE, _LATE_SECONDS = 0.2, 2.0
 _SHAPE = (10, 36, 36)
 
 
@@ -84,21 +86,32 @@ def _write_images(raw: Path, cases: tuple[str, ...]) -> None:
 
 
 def _plan(told: Path, seed: int, writes: int = _WRITES) -> None:
-    """`nnUNetv2_plan_experiment`, which writes several times."""
+    """`nnUNetv2_plan_experiment`, which plans several times."""
+    from nnunetv2.experiment_planning.experiment_planners import default_experiment_planner
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
     from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import plan_experiment_entry
 
-    save, rng = ExperimentPlanner.save_plans, random.Random(seed)
+    plan, save, rng = ExperimentPlanner.plan_experiment, ExperimentPlanner.save_plans, random.Random(seed)
+    write, number = default_experiment_planner.save_json, 100
 
-    def save_often(self: Any, plans: dict[str, Any]) -> None:
-        for number in range(writes):
-            changed = copy.deepcopy(plans)
-            changed["configurations"]["2d"]["batch_size"] = 100 + number
-            save(self, changed)
-            told.write_text(str(100 + number))
+    def plan_often(self: Any) -> None:
+        nonlocal number
+        for number in range(100, 100 + writes):
+            plan(self)
+            told.write_text(str(number))
             time.sleep(rng.uniform(0, _PAUSE_SECONDS))
 
-    ExperimentPlanner.save_plans = save_often
+    def save_numbered(self: Any, plans: dict[str, Any]) -> None:
+        plans["configurations"]["2d"]["batch_size"] = number
+        save(self, plans)
+
+    def write_late(*arguments: Any, **options: Any) -> None:
+        if rng.random() < _LATE:
+            time.sleep(rng.uniform(0, _LATE_SECONDS))
+        write(*arguments, **options)
+
+    ExperimentPlanner.plan_experiment, ExperimentPlanner.save_plans = plan_often, save_numbered
+    default_experiment_planner.save_json = write_late
     os.environ["nnUNet_n_proc_DA"] = "1"  # so many threads it asks torch for, and refuses none
     sys.argv = ["nnUNetv2_plan_experiment", "-d", "11"]
     plan_experiment_entry()
