@@ -52,6 +52,7 @@ _TRAINER = "nnunetv2.training.nnUNetTrainer.nnUNetTrainer:nnUNetTrainer"
 _DATA = "nnunetv2.training.dataloading.nnunet_dataset"
 _PLANS = "nnunetv2.utilities.plans_handling.plans_handler"
 _LABELS = "nnunetv2.utilities.label_handling.label_handling"
+_PLANNER = "nnunetv2.experiment_planning.experiment_planners.default_experiment_planner:ExperimentPlanner"
 _EVALUATION = "nnunetv2.evaluation.evaluate_predictions"
 _PREDICTOR = "nnunetv2.inference.predict_from_raw_data:nnUNetPredictor"
 _NETWORKS = "dynamic_network_architectures"
@@ -294,6 +295,15 @@ CONTRACT: tuple[Used, ...] = (
     *_used(_FILES, f"{_TRAINER}.do_split", words="splits_final.json"),
     *_used(_FILES, f"{_TRAINER}.on_train_start", words="plans.json dataset.json"),
     *_used(_FILES, f"{_TRAINER}.perform_actual_validation", words="validation summary.json"),
+    *_used(
+        "additions wait for a planning that copies dataset.json before it reads the old plans",
+        f"{_PLANNER}.plan_experiment",
+        "",
+        words="dataset.json",
+    ),
+    *_used(
+        "planning keeps configurations that it does not know", f"{_PLANNER}.save_plans", "plans", words="configurations"
+    ),
     # Commands and environment variables
     *_used(_COMMANDS, "command:nnUNetv2_train", words="-tr -p --c --val -device"),
     *_used(
