@@ -117,6 +117,11 @@ def spec_of(manager: ConfigurationManager, input_channels: int, output_channels:
                 f"architecture.{key} of the configuration must be {called}, not {reprlib.repr(architecture[key])}: "
                 f"plan the data set again with nnUNetv2_plan_experiment"
             )
+    if not all(isinstance(key, str) for key in architecture["_kw_requires_import"]):
+        raise DataProblem(
+            "architecture._kw_requires_import of the configuration must be a list of names: plan the data set again "
+            "with nnUNetv2_plan_experiment"
+        )
     patch_size, batch_size = tuple(int(size) for size in manager.patch_size), int(manager.batch_size)
     _require_sizes(patch_size, batch_size)
     return NetworkSpec(
@@ -129,10 +134,10 @@ def spec_of(manager: ConfigurationManager, input_channels: int, output_channels:
 
 
 def _require_sizes(patch_size: tuple[int, ...], batch_size: int) -> None:
-    if not all(0 < size < _LARGEST for size in (*patch_size, batch_size)):
+    if len(patch_size) not in (2, 3) or not all(0 < size < _LARGEST for size in (*patch_size, batch_size)):
         raise DataProblem(
-            f"patch_size and batch_size of the configuration must be from 1 to {_LARGEST - 1}, not "
-            f"{reprlib.repr(patch_size)} and {reprlib.repr(batch_size)}: plan the data set again with "
+            f"patch_size of the configuration must be two or three numbers from 1 to {_LARGEST - 1}, and batch_size one, "
+            f"not {reprlib.repr(patch_size)} and {reprlib.repr(batch_size)}: plan the data set again with "
             f"nnUNetv2_plan_experiment"
         )
 

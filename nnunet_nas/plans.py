@@ -251,7 +251,10 @@ class Plans:
             replace_file(self.path, json.dumps(self.content, indent=4).encode(), last_check=rival.require_absence)
             rival.await_writing()
             rival.give_back()
-        if _canonical(Plans.read(self.path).content) != _canonical(self.content):
+        known = {} if before is None else json.loads(before)["configurations"]
+        now = Plans.read(self.path).configurations
+        changed = [name for name in {**known, **self.configurations} if not _same(name, known, self.configurations)]
+        if not all(_same(name, self.configurations, now) for name in changed):
             raise Overtaken(self.path)
 
     @classmethod
@@ -669,6 +672,11 @@ def _way_out(path: Path) -> str:
 
 def _sha256(content: Any) -> str:
     return hashlib.sha256(_canonical(content).encode()).hexdigest()
+
+
+def _same(key: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two dictionaries hold the same under a key, or both nothing."""
+    return (key in one) == (key in other) and _canonical(one.get(key)) == _canonical(other.get(key))
 
 
 def _canonical(content: Any) -> str:

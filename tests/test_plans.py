@@ -552,6 +552,22 @@ def test_a_planning_that_has_read_the_plans_is_waited_for(plans_file, monkeypatc
     assert "waiting for nnU-Net's planning" in capsys.readouterr().err
 
 
+def test_a_planning_that_has_read_what_was_set_does_not_make_it_lost(plans_file, monkeypatch):
+    """It keeps configurations that it does not know, and what stands in them."""
+    edit(plans_file, lambda plans: plans["configurations"].update(mine={"inherits_from": "2d"}))
+
+    def write(path, content, *, last_check=lambda: None):
+        replace_file(path, content, last_check=last_check)
+        in_place(path, 17)
+
+    monkeypatch.setattr("nnunet_nas.plans.replace_file", write)
+    with Plans.edited(plans_file) as plans:
+        plans.set("mine", "dints", {"seed": 3})
+    found = read(plans_file)["configurations"]
+    assert found["mine"]["nas_settings"] == {"dints": {"seed": 3}}
+    assert found["3d_fullres"]["batch_size"] == 17
+
+
 @pytest.mark.parametrize(("age", "waits"), [(0, True), (29, True), (31, False), (-3600, True)])
 def test_a_planning_that_never_writes_is_waited_for_half_a_minute(plans_file, monkeypatch, age, waits):
     """It may have died, or a user have copied the description; one from the future says nothing of its age."""

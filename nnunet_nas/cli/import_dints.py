@@ -18,7 +18,7 @@ from pathlib import Path
 from nnunet_nas.cli.common import add_dataset_arguments, add_plans_arguments, add_to_plans, quiet_output
 from nnunet_nas.commands import train_and_predict
 from nnunet_nas.environment import find_preprocessed_dataset
-from nnunet_nas.errors import UsageError
+from nnunet_nas.errors import DataProblem, UsageError
 from nnunet_nas.plans import Plans
 from nnunet_nas.settings import is_part_of_name
 
@@ -53,13 +53,20 @@ def run(args: argparse.Namespace) -> int:
     plans = Plans.of(find_preprocessed_dataset(args.d), args.p)
     plans.require_fresh(args.c)
     with quiet_output():
-        from nnunet_nas.architecture import derive, network_spec
+        from nnunet_nas.architecture import NETWORK_ERRORS, derive, network_spec, one_line
         from nnunet_nas.dints.published import import_topology, read_code
         from nnunet_nas.plans import Provenance
         from nnunet_nas.training_cost import memory_beside
 
         base = network_spec(plans, args.c)
-        spec, notes = import_topology(read_code(args.code), base, first_level=args.first_level)
+        content = read_code(args.code)
+        try:
+            spec, notes = import_topology(content, base, first_level=args.first_level)
+        except NETWORK_ERRORS as error:
+            raise DataProblem(
+                f"configuration {args.c} is not as nnU-Net writes it ({one_line(error)}): plan the data set again with "
+                f"nnUNetv2_plan_experiment"
+            ) from error
         digest = hashlib.sha256(args.code.read_bytes()).hexdigest()
         settings = {"code": args.code.name, "sha256": digest, "first_level": args.first_level}
         provenance = Provenance("dints", plans.digest(args.c), settings)

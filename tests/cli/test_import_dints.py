@@ -96,3 +96,14 @@ def test_a_missing_or_deep_code_is_refused(dataset, tmp_path, capsys):
     assert main(["import_dints", "-d", "11", "-c", "3d_fullres", "-code", str(path)]) == 4
     text = "the code has 4 levels, with stage 1 as the finest one the last is stage 4 of the plan, which has 3 stages"
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("key", "value"), [("n_stages", "3"), ("kernel_sizes", 3), ("features_per_stage", [None])])
+def test_a_configuration_that_nnunet_did_not_write_is_one_line(dataset, code, capsys, key, value):
+    content = plans(dataset)
+    content["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"][key] = value
+    (dataset / "nnUNetPlans.json").write_text(json.dumps(content))
+    assert main(["import_dints", "-d", "11", "-c", "3d_fullres", "-code", str(code)]) == 4
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert plans(dataset) == content

@@ -162,6 +162,14 @@ UNFIT = {
         {"architecture": {"network_class_name": None, "arch_kwargs": {}, "_kw_requires_import": []}},
         "architecture.network_class_name of the configuration must be text, not None",
     ),
+    "names to import": (
+        {"architecture": {"network_class_name": "a.B", "arch_kwargs": {}, "_kw_requires_import": [["conv_op"]]}},
+        "architecture._kw_requires_import of the configuration must be a list of names",
+    ),
+    "batch": ({"batch_size": 0}, "must be two or three numbers from 1 to 2147483647, and batch_size one, not"),
+    "huge batch": ({"batch_size": 10**400}, "must be two or three numbers"),
+    "large batch": ({"batch_size": 2**31 - 1, "patch_size": [2**16, 2**16]}, "cannot process"),
+    "line": ({"patch_size": [32]}, "must be two or three numbers"),
     "imports": (
         {"architecture": {"network_class_name": "a.B", "arch_kwargs": {}, "_kw_requires_import": 7}},
         "architecture._kw_requires_import of the configuration must be a list, not 7",
