@@ -136,8 +136,8 @@ def spec_of(manager: ConfigurationManager, input_channels: int, output_channels:
 def _require_sizes(patch_size: tuple[int, ...], batch_size: int) -> None:
     if len(patch_size) not in (2, 3) or not all(0 < size < _LARGEST for size in (*patch_size, batch_size)):
         raise DataProblem(
-            f"patch_size of the configuration must be two or three numbers from 1 to {_LARGEST - 1}, and batch_size one, "
-            f"not {reprlib.repr(patch_size)} and {reprlib.repr(batch_size)}: plan the data set again with "
+            f"patch_size of the configuration must be two or three numbers from 1 to {_LARGEST - 1}, and batch_size "
+            f"one, not {reprlib.repr(patch_size)} and {reprlib.repr(batch_size)}: plan the data set again with "
             f"nnUNetv2_plan_experiment"
         )
 
