@@ -60,17 +60,22 @@ def rows_of(paths: Sequence[Path]) -> list[dict[str, str]]:
     return found
 
 
+def arm_of(row: dict[str, str]) -> str:
+    """Name of an arm; what another teacher taught is another one."""
+    return f"{row['arm']} {row['detail']}" if row["arm"] == "distill" else row["arm"]
+
+
 def table(rows: Sequence[dict[str, str]]) -> list[list[str]]:
     """A line per data set, width, arm and control."""
     cases = {
-        (row["dataset"], int(row["width"]), row["arm"], int(row["seed"])): np.array(
+        (row["dataset"], int(row["width"]), arm_of(row), int(row["seed"])): np.array(
             row["hold_out_cases"].split(), float
         )
         for row in rows
     }
     lines = []
     for dataset, width, arm in dict.fromkeys(key[:3] for key in cases):
-        for control in CONTROLS.get(arm, ()):
+        for control in CONTROLS.get(arm.partition(" ")[0], ()):
             seeds = [
                 key[3]
                 for key in cases

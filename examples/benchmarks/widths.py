@@ -56,7 +56,8 @@ class Study:
         if arm == "doubled":
             iterations *= 2
         if arm == "distill":
-            detail = f"T{self.args.temperature:g}w{self.args.weight:g}t{self._teacher_seed(seed)}"
+            teacher = f"{max(self.args.widths)}t{self._teacher_seed(seed)}"
+            detail = f"T{self.args.temperature:g}w{self.args.weight:g}of{teacher}"
         if arm == "further":
             iterations, detail = self._paid_for(width, seed), f"of {self.args.iterations}"
         key = {"arm": arm, "detail": detail, "width": width, "seed": seed, "iterations": iterations}
