@@ -18,8 +18,15 @@ TRAINERS = {trainer.__name__: trainer for trainer in (nnUNetTrainerDiNTSSearch, 
 
 
 def main(rank, port, trainer, dataset, *rest):
-    output, poisoned_epoch = (*rest, None)[:2]
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    try:
+        train(rank, trainer, dataset, *rest)
+    finally:
+        # Also where the search stops with an exit code: the group's threads abort an interpreter that ends before them.
+        dist.destroy_process_group()
+
+
+def train(rank, trainer, dataset, output, poisoned_epoch=None):
     trainer = make_trainer(TRAINERS[trainer], dataset)
     # In a process group nnU-Net's constructor takes the CUDA device of the rank for granted.
     trainer.device = torch.device("cpu")
@@ -43,7 +50,6 @@ def main(rank, port, trainer, dataset, *rest):
         },
         output,
     )
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -121,6 +121,8 @@ def program(folder, entry_point, *, without_us=False, iterations=250):
     module, function = entry_point.split(":")
     lines = ["import sys", "sys.modules['nnunet_nas'] = None"] if without_us else []
     lines += ["if __name__ == '__main__':", f"    from {module} import {function}"]
+    # What a few iterations come to hangs on the weights that they begin with.
+    lines += ["    import random, numpy, torch", "    random.seed(0), numpy.random.seed(0), torch.manual_seed(0)"]
     if iterations != 250:
         variants = "nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepochs"
         lines.append(f"    from {variants} import nnUNetTrainer_1epoch")

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from commands import ONE_PROCESS, program, run
+from commands import LOADING, ONE_PROCESS, program, run
 from skimage import io
 
 pytestmark = pytest.mark.integration
@@ -19,7 +19,7 @@ def test_a_selected_width_trains_and_predicts_without_us(workspace, tmp_path):
     selected = selection["selected"]["configuration"]
     assert selection["next_commands"][0] == f"nnUNetv2_train 998 {selected} 0"
 
-    run(workspace, train, "998", selected, "0", "-tr", "nnUNetTrainer_1epoch", "-device", "cpu")
+    run(workspace, train, "998", selected, "0", "-tr", "nnUNetTrainer_1epoch", "-device", "cpu", extra=LOADING)
     model = workspace / "nnUNet_results/Dataset998_Phantom" / f"nnUNetTrainer_1epoch__nnUNetPlans__{selected}"
     assert (model / "fold_0/validation/summary.json").exists()
 
