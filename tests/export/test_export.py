@@ -319,3 +319,17 @@ def test_a_broken_description_beside_a_model_is_one_line(tmp_path, capsys, conte
     assert error.count("\n") == 1
     assert "train it again" in error
     assert not (tmp_path / "exported").exists()
+
+
+# Of what the network is built from nothing is broken, so that nnU-Net reads all of it.
+@pytest.mark.parametrize("key", ["file_ending", "channel_names"])
+@pytest.mark.parametrize("value", [7, ["x"], None])
+def test_what_only_the_export_reads_of_a_description_is_looked_at(tmp_path, capsys, key, value):
+    model = paper.trained(tmp_path / "Dataset011_Fake", **FLAT)
+    content = json.loads((model / "dataset.json").read_text())
+    (model / "dataset.json").write_text(json.dumps({**content, key: value}))
+    assert main(["export", "-m", str(model), "-o", str(tmp_path / "exported"), "--unverified"]) == 4
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{key} in {model / 'dataset.json'} must be" in error
+    assert not (tmp_path / "exported").exists()
