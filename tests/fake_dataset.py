@@ -39,18 +39,18 @@ def write_json(path, content):
     path.write_text(json.dumps(content, indent=4))
 
 
-def plain_unet(dimensions, strides, kernel_sizes):
-    """The architecture entry of nnU-Net's default planner."""
+def plain_unet(dimensions, strides, kernel_sizes, features=FEATURES, *, convolutions=2):
+    """The architecture entry of nnU-Net's default planner; `convolutions`: of each stage."""
     return {
         "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
         "arch_kwargs": {
-            "n_stages": len(FEATURES),
-            "features_per_stage": FEATURES,
+            "n_stages": len(features),
+            "features_per_stage": list(features),
             "conv_op": f"torch.nn.modules.conv.Conv{dimensions}d",
             "kernel_sizes": kernel_sizes,
             "strides": strides,
-            "n_conv_per_stage": [2, 2, 2],
-            "n_conv_per_stage_decoder": [2, 2],
+            "n_conv_per_stage": [convolutions] * len(features),
+            "n_conv_per_stage_decoder": [convolutions] * (len(features) - 1),
             "conv_bias": True,
             "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}d",
             "norm_op_kwargs": {"eps": 1e-05, "affine": True},

@@ -2,6 +2,7 @@
 
 import io
 
+import fake_dataset
 import pytest
 import torch
 from torch import nn
@@ -14,26 +15,12 @@ from nnunet_nas.xtiny.widths import capped_features
 def plain_unet(*, channels, classes, cap=512, stages=7, patch=(128, 128)):
     """nnU-Net's plain 2-D U-Net with 32..512 channels under a cap."""
     return NetworkSpec(
-        architecture={
-            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-            "arch_kwargs": {
-                "n_stages": stages,
-                "features_per_stage": capped_features([32, 64, 128, 256, 512, 512, 512][:stages], cap),
-                "conv_op": "torch.nn.modules.conv.Conv2d",
-                "kernel_sizes": [[3, 3]] * stages,
-                "strides": [[1, 1]] + [[2, 2]] * (stages - 1),
-                "n_conv_per_stage": [2] * stages,
-                "n_conv_per_stage_decoder": [2] * (stages - 1),
-                "conv_bias": True,
-                "norm_op": "torch.nn.modules.instancenorm.InstanceNorm2d",
-                "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-                "dropout_op": None,
-                "dropout_op_kwargs": None,
-                "nonlin": "torch.nn.LeakyReLU",
-                "nonlin_kwargs": {"inplace": True},
-            },
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-        },
+        architecture=fake_dataset.plain_unet(
+            2,
+            [[1, 1]] + [[2, 2]] * (stages - 1),
+            [[3, 3]] * stages,
+            capped_features([32, 64, 128, 256, 512, 512, 512][:stages], cap),
+        ),
         input_channels=channels,
         output_channels=classes,
         patch_size=patch,

@@ -78,10 +78,8 @@ def _architecture(base: NetworkSpec, encoder: str, weights: Path | None, halved:
             f"patch size {'x'.join(map(str, patch))} can be halved {halved} times, the encoders need "
             f"{_FEWEST_STAGES - 1}: choose a configuration with another patch size"
         )
-    kept, planned = (
-        ("conv_bias", "norm_op", "norm_op_kwargs", "nonlin", "nonlin_kwargs"),
-        base.architecture["arch_kwargs"],
-    )
+    planned = base.architecture["arch_kwargs"]
+    kept = ("conv_bias", "norm_op", "norm_op_kwargs", "nonlin", "nonlin_kwargs")
     missing = [key for key in kept if key not in planned]
     if missing:
         raise DataProblem(

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+from fake_dataset import plain_unet
 from torch import nn
 
 from nnunet_nas.architecture import NetworkSpec, build_without_weights
@@ -19,28 +20,12 @@ STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 1]]
 
 def architecture(stages=5, dimensions=3, network="unet.PlainConvUNet", **changes):
     """One of nnU-Net's, with `changes` of its `arch_kwargs`."""
-    kwargs = {
-        "n_stages": stages,
-        "features_per_stage": [32, 64, 128, 256, 320][:stages],
-        "conv_op": f"torch.nn.modules.conv.Conv{dimensions}d",
-        "kernel_sizes": [kernel[-dimensions:] for kernel in KERNELS[:stages]],
-        "strides": [stride[-dimensions:] for stride in STRIDES[:stages]],
-        "n_conv_per_stage": [2] * stages,
-        "n_conv_per_stage_decoder": [2] * (stages - 1),
-        "conv_bias": True,
-        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    }
-    kwargs |= changes
-    return {
-        "network_class_name": f"dynamic_network_architectures.architectures.{network}",
-        "arch_kwargs": kwargs,
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
+    kernels = [kernel[-dimensions:] for kernel in KERNELS[:stages]]
+    strides = [stride[-dimensions:] for stride in STRIDES[:stages]]
+    entry = plain_unet(dimensions, strides, kernels, [32, 64, 128, 256, 320][:stages])
+    entry["network_class_name"] = f"dynamic_network_architectures.architectures.{network}"
+    entry["arch_kwargs"] |= changes
+    return entry
 
 
 def without(*keys):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
+from fake_dataset import plain_unet
 
 from nnunet_nas.architecture import NetworkSpec, build_network
 
@@ -18,26 +19,8 @@ MODEL = "nnUNetTrainer__nnUNetPlans__net"
 
 def architecture(dimensions: int, features: tuple[int, ...] = (4, 8)) -> dict[str, Any]:
     """A plain U-Net of two stages."""
-    return {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "arch_kwargs": {
-            "n_stages": len(features),
-            "features_per_stage": list(features),
-            "conv_op": f"torch.nn.modules.conv.Conv{dimensions}d",
-            "kernel_sizes": [[3] * dimensions] * len(features),
-            "strides": [[1] * dimensions, *[[2] * dimensions] * (len(features) - 1)],
-            "n_conv_per_stage": [1] * len(features),
-            "n_conv_per_stage_decoder": [1] * (len(features) - 1),
-            "conv_bias": True,
-            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}d",
-            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
+    strides = [[1] * dimensions, *[[2] * dimensions] * (len(features) - 1)]
+    return plain_unet(dimensions, strides, [[3] * dimensions] * len(features), features, convolutions=1)
 
 
 def trained(
