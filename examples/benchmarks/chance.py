@@ -11,9 +11,10 @@
 `search` runs the search with several seeds of data and weights from one start of alpha; `agree` says how much the
 answers have in common, and how much random feasible topologies have that are matched to each of them in edges, skips
 and, within a tenth, memory. `train` trains what was found, random topologies of its size and nnU-Net's own network with
-equal iterations and the same seeds; `compare` says what the search was worth. `cells` and `agree_cells` do the same for
-IAC-LTH with one trained backbone, whose random answers are random cells. Tables have one row per finished run; a
-run that is there already is not repeated, so that a kill costs one run.
+equal iterations and the same seeds, also as wide as the memory or the multiply-accumulates of what was found allow;
+`compare` says what the search was worth. `cells` and `agree_cells` do the same for IAC-LTH with one trained backbone,
+whose random answers are random cells. Tables have one row per finished run; a run that is there already is not
+repeated, so that a kill costs one run.
 
 Needs nnUNet_raw, and nnUNet_preprocessed with the configuration `2d` of the data set, of which a small one is derived.
 Settings of the search are given as to `nnunet_nas set_search`.
@@ -30,7 +31,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from nnunet_nas.iac import sampling
 from nnunet_nas.iac.genotype import Genotype
 from nnunet_nas.iac.sampling import random_genotype
 from nnunet_nas.training_cost import training_memory
+from nnunet_nas.widths import widest_within
 
 # Before nnU-Net reads its folders: what trainers write beside their result goes away with the process.
 _RESULTS = tempfile.TemporaryDirectory(prefix="chance_")
@@ -71,10 +73,15 @@ CELL_SETTINGS = {
     "stability": "paper",
     "minimum_width": 16,
 }
-NETWORKS = ("own", "equal", "within", "found", "random")
+NETWORKS = ("own", "equal", "equal_macs", "within", "found", "random")
 NETWORKS_HELP = (
-    "own: nnU-Net's; equal: the same at the memory of what an arm has found; within: random, within nnU-Net's memory; "
-    "found: by the searches; random: of the same size"
+    "own: nnU-Net's; equal: the same at the memory of what an arm has found; equal_macs: at its multiply-accumulates; "
+    "within: random, within nnU-Net's memory; found: by the searches; random: of the same size"
+)
+# nnU-Net's own network at what an arm has found costs, median: the name of the network, that of its arm, the cost.
+EQUAL: tuple[tuple[str, str, Callable[[Any], float]], ...] = (
+    ("equal", "nnU-Net as {}", lambda spec: training_memory(spec).total),
+    ("equal_macs", "nnU-Net at the MACs of {}", lambda spec: complexity_of(spec).macs),
 )
 RESAMPLES = 4000
 # Of fewer there is no interval worth the name.
@@ -303,12 +310,13 @@ def networks_of(args: argparse.Namespace, trainer: Any, uniform: Any) -> dict[tu
     """What is to be trained, by arm and number: the network, and its size where it is a topology."""
     own = trainer.base_spec()
     networks = {("nnU-Net", "0"): (own, NO_SIZE)} if "own" in args.networks else {}
-    for arm in args.arms if {"found", "random", "equal"} & set(args.networks) else ():
+    for arm in args.arms if {"found", "random", "equal", "equal_macs"} & set(args.networks) else ():
         rows = [row for row in rows_of(args.searches) if (row["dataset"], row["arm"]) == (str(args.dataset), arm)]
         answers = {row["seed"]: Topology.from_json(json.loads(row["topology"])) for row in rows}
-        if "equal" in args.networks:
-            limit = float(np.median([training_memory(trainer.spec_of(found)).total for found in answers.values()]))
-            networks[f"nnU-Net as {arm}", "0"] = (widest_within(own, limit), NO_SIZE)
+        for network, name, cost in EQUAL:
+            if network in args.networks:
+                limit = float(np.median([cost(trainer.spec_of(found)) for found in answers.values()]))
+                networks[name.format(arm), "0"] = (widest_within(own, limit, cost), NO_SIZE)
         for seed, found in answers.items():
             topologies = {(arm, seed): found} if "found" in args.networks else {}
             if "random" in args.networks:
@@ -321,13 +329,6 @@ def networks_of(args: argparse.Namespace, trainer: Any, uniform: Any) -> dict[tu
             name = ("random within nnU-Net's", str(number))
             networks[name] = (trainer.spec_of(topology), vars(size_of(topology, uniform)))
     return networks
-
-
-def widest_within(spec: Any, limit_mib: float) -> Any:
-    """nnU-Net's network with other widths, in proportion: the widest whose training memory is within a limit."""
-    features = spec.architecture["arch_kwargs"]["features_per_stage"]
-    widths = (spec.with_features([width * size // features[0] for size in features]) for width in itertools.count(1))
-    return list(itertools.takewhile(lambda wider: training_memory(wider).total <= limit_mib, widths))[-1]
 
 
 def random_within(trainer: Any, uniform: Any, count: int) -> list[Topology]:
@@ -362,6 +363,7 @@ def sd_between_trainings(rows: list[dict[str, str]]) -> str:
 def compare(args: argparse.Namespace) -> None:
     """Networks are the sample: what is resampled are searches and random answers, not cases."""
     table, rows, rng = [], rows_of(args.table), np.random.default_rng(0)
+    at_equal_macs = np.random.default_rng(0)  # its own, so that the other columns are the same with and without it
     for dataset, iterations in dict.fromkeys((row["dataset"], row["iterations"]) for row in rows):
         own = [row for row in rows if (row["dataset"], row["iterations"]) == (dataset, iterations)]
         arms = {
@@ -375,8 +377,9 @@ def compare(args: argparse.Namespace) -> None:
             cells.append(sd_between_trainings([row for row in own if row["arm"] == arm]))
             random = arms.get(f"random as {arm}")
             cells.append("" if random is None else _difference(networks, random, rng))
-            equal = f"nnU-Net as {arm.removeprefix('random as ')}"
-            table.append([*cells, *(_less(own, arm, reference, rng) for reference in ("nnU-Net", equal))])
+            equal, equal_macs = (name.format(arm.removeprefix("random as ")) for _, name, _ in EQUAL)
+            cells += [_less(own, arm, reference, rng) for reference in ("nnU-Net", equal)]
+            table.append([*cells, _less(own, arm, equal_macs, at_equal_macs)])
     names = [
         "data",
         "iterations",
@@ -389,6 +392,7 @@ def compare(args: argparse.Namespace) -> None:
         "less random, 95 % interval",
         "less nnU-Net's own, 95 % interval",
         "less nnU-Net's of equal memory, 95 % interval",
+        "less nnU-Net's of equal MACs, 95 % interval",
     ]
     print(format_table(names, table))
 
