@@ -11,6 +11,7 @@ import contextlib
 import pickle
 import pydoc
 import re
+import struct
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,11 @@ import torch
 from nnunet_nas.errors import DataProblem, EnvironmentProblem
 from nnunet_nas.trust import VARIABLE, trusted_by_user
 
-# What torch raises for files that are cut, empty or something else altogether.
-_BROKEN = (EOFError, LookupError, RuntimeError, TypeError, ValueError, AttributeError, OSError, pickle.UnpicklingError)
+# What torch and its unpickler raise for files that are cut, damaged, empty or something else altogether.
+_BROKEN = (
+    EOFError, LookupError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError, OverflowError, OSError,
+    pickle.UnpicklingError, struct.error,
+)  # fmt: skip
 # How torch names what it refuses to import.
 _REFUSED = re.compile(r"GLOBAL ([\w.]+) (?:was not an allowed global|whose module)")
 _NUMBERS = ["?", "b", "B", "h", "H", "i", "I", "l", "L", "q", "Q", "e", "f", "d"]

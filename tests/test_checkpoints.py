@@ -1,6 +1,7 @@
 """Checkpoints are read without running what is in them."""
 
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -75,6 +76,23 @@ def test_a_cut_file_is_one_line_wherever_it_is_cut(tmp_path):
         path.write_bytes(whole[:length])
         with pytest.raises(DataProblem, match="is damaged or no file of torch"):
             read_checkpoint(path, "train again")
+
+
+@pytest.mark.parametrize("code", [pickle.BINFLOAT, pickle.BININT, pickle.SETITEM])
+def test_a_pickle_changed_in_one_byte_is_read_or_one_line(tmp_path, code):
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"epoch": 1, "loss": 0.5, "weights": [torch.zeros(4)]}, path)
+    whole = path.read_bytes()
+    first = whole.index(pickle.PROTO + b"\x02")
+    refused = []
+    for place in range(first, whole.index(b"PK", first)):
+        path.write_bytes(whole[:place] + code + whole[place + 1 :])
+        try:
+            read_checkpoint(path, "train again")
+        except DataProblem as problem:
+            refused.append(str(problem))
+    assert len(refused) > 50
+    assert all(message.endswith("train again") for message in refused)
 
 
 def test_what_is_missing_is_named(tmp_path):

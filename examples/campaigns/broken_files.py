@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import pickle
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -201,7 +202,7 @@ def histories(campaign: Campaign, seed: int) -> None:
 
 
 def checkpoints(campaign: Campaign, seed: int) -> None:
-    """Checkpoints that are cut, changed by a byte, or of other content; none of them may run anything."""
+    """Checkpoints that are cut, changed by one to three bytes, or of other content; none of them may run anything."""
     import torch
 
     from nnunet_nas.checkpoints import read_checkpoint
@@ -213,8 +214,9 @@ def checkpoints(campaign: Campaign, seed: int) -> None:
         content["init_args"] = rng.choice([None, {}, [1], "text"])
     torch.save(rng.choice([content, content, [1], None, torch.zeros(2)]), path)
     data = bytearray(path.read_bytes())
-    if rng.random() < 0.7:
-        data[rng.randrange(len(data))] = rng.randrange(256)
+    first = data.index(pickle.PROTO + b"\x02")  # of the pickle in the archive; tensors and the directory come after it
+    for place in rng.choice(([], [len(data)], [len(data)], [data.index(b"PK", first)] * rng.randint(1, 3))):
+        data[rng.randrange(first if place < len(data) else 0, place)] = rng.randrange(256)
     path.write_bytes(bytes(data[: rng.choice((len(data), rng.randrange(len(data) + 1)))]))
     campaign.call(lambda: read_checkpoint(path, "train again", ["network_weights", "init_args"]), seed)
     if proof.exists():
