@@ -9,7 +9,7 @@ usage: examples/iac.sh DATASET CONFIGURATION FOLD [DEVICE] [BACKBONE_TRAINER]
 Backbone, IAC-LTH search, retrofit of the found cells (the residual start and the paper's),
 prediction of imagesTs with all three, and a paired comparison where labelsTs has the labels.
 nnU-Net's three environment variables must be set, the data set preprocessed. Steps that are
-finished are left out. With the default settings the search alone takes up to 3 (2-D) or 8 days
+finished are left out. With the default settings the search alone takes up to 1.5 (2-D) or 4 days
 (3-D) on two CPU cores, by timings of small configurations (examples/iac.md); on a GPU it was not
 measured. nnunet_nas set_search shows and changes the settings.
 USAGE

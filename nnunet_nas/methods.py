@@ -33,6 +33,7 @@ class Method:
         dynamics: function from such a history to `Dynamics`; likewise.
         averaged: function from several such histories and their names to `Dynamics`; None where there is none.
         cost: function from a network and settings to the phases of `search_cost`; None where they cannot be told.
+        retrofit_cost: likewise, of the retrofit of what a search can find, from the retrofit's settings as well.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Method:
     dynamics: str | None = None
     averaged: str | None = None
     cost: str | None = None
+    retrofit_cost: str | None = None
 
     @property
     def trainer_name(self) -> str | None:
@@ -81,6 +83,9 @@ class Dynamics:
     draw: Callable[[Path, str], None]
 
 
+# What names of configurations add whose cells are added to the skip: what is trained unless the paper's is wanted.
+RESIDUAL = "_residual"
+
 METHODS = {
     method.name: method
     for method in (
@@ -99,6 +104,7 @@ METHODS = {
             dynamics="nnunet_nas.iac.dynamics:dynamics",
             averaged="nnunet_nas.iac.dynamics:averaged",
             cost="nnunet_nas.iac.cost:bilevel",
+            retrofit_cost="nnunet_nas.iac.cost:retrofit",
         ),
         Method(
             "iac_lth",
@@ -114,6 +120,7 @@ METHODS = {
             dynamics="nnunet_nas.iac.dynamics:dynamics",
             averaged="nnunet_nas.iac.dynamics:averaged",
             cost="nnunet_nas.iac.cost:one_level",
+            retrofit_cost="nnunet_nas.iac.cost:retrofit",
         ),
         Method(
             "iac_retrofit",
@@ -128,6 +135,7 @@ METHODS = {
             trainer="nnunet_nas.dints.trainers:nnUNetTrainerDiNTSSearch",
             refit="nnunet_nas.dints.refit:refit",
             answer="topology",
+            check="nnunet_nas.dints.topology:check_answer",
             draw="nnunet_nas.dints.drawing:draw_answer",
             history="nnunet_nas.dints.history:TopologyHistory",
             dynamics="nnunet_nas.dints.dynamics:dynamics",

@@ -14,8 +14,11 @@ from typing import Any
 
 from nnunet_nas.architecture import NetworkSpec
 from nnunet_nas.errors import DataProblem
-from nnunet_nas.methods import METHODS, part, with_cost
+from nnunet_nas.methods import METHODS, part, settings_class, with_cost
+from nnunet_nas.settings import read_settings
 from nnunet_nas.training_cost import plain_step, share_of_default_training
+
+_RETROFIT = "iac_retrofit"
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,25 @@ def search_cost(method: str, spec: NetworkSpec, settings: Any) -> SearchCost:
     if METHODS[method].cost is None:
         raise DataProblem(f"{method} has no cost to predict; of these there is one: {', '.join(with_cost())}")
     return SearchCost(method, part(METHODS[method].cost)(spec, settings), spec.batch_size * plain_step(spec))
+
+
+def retrofit_cost(method: str, spec: NetworkSpec, settings: Any, configuration: dict[str, Any]) -> SearchCost | None:
+    """What the retrofit of a search's answer costs, whatever that will be; None where a search has none.
+
+    Args:
+        method: one of those with a `cost`.
+        spec: the network that is searched on.
+        settings: of the method.
+        configuration: that is searched on, resolved, with the retrofit's settings.
+
+    Raises:
+        DataProblem: those cannot be read, or the network has no skips.
+    """
+    if METHODS[method].retrofit_cost is None:
+        return None
+    training: Any = read_settings(settings_class(_RETROFIT), configuration)
+    phases = part(METHODS[method].retrofit_cost)(spec, settings, training)
+    return SearchCost(_RETROFIT, phases, spec.batch_size * plain_step(spec))
 
 
 def plain_phases(spec: NetworkSpec, settings: Any) -> list[Phase]:

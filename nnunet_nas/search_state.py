@@ -17,6 +17,7 @@ from nnunet_nas.checkpoints import read_checkpoint
 from nnunet_nas.errors import DataProblem, exit_with_one_line
 from nnunet_nas.histories import History
 from nnunet_nas.randomness import random_states
+from nnunet_nas.settings import as_text
 from nnunet_nas.trainer import ConfiguredTrainer
 
 _LAYOUT = 1
@@ -112,9 +113,11 @@ class ResumableTrainer(ConfiguredTrainer):
         keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         changed = [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys]
         if changed:
+            texts = {key: as_text(before[key]) for key in keys if key in defaults}
+            back = [f"{key}={'default' if before[key] == defaults[key] else text}" for key, text in texts.items()]
             raise DataProblem(
                 f"settings have changed since the search in {folder} began ({', '.join(changed)}): set them back with "
-                f"{self.set_search()}, or move that folder away and search again"
+                f"{self.set_search(*back)}, or move that folder away and search again"
             )
 
     def set_search(self, *assignments: str) -> str:

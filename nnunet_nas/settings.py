@@ -161,6 +161,15 @@ def settings_table(cls: type, configuration: dict[str, Any], set_in: str) -> lis
     ]
 
 
+def as_text(value: Any) -> str:
+    """A value as it would be given on the command line, with all its digits."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(as_text, value))
+    return value or '""' if isinstance(value, str) else str(value).removesuffix(".0")
+
+
 def _fields(cls: type) -> dict[str, Field[Any]]:
     return {item.name: item for item in fields(cls)}
 

@@ -229,9 +229,13 @@ class ModelTrainer(ConfiguredTrainer):
             if isinstance(content, str):
                 mend = "move it away, or train anew without --c"
                 content = read_checkpoint(Path(content), mend, ["network_weights", "current_epoch", "logging"])
+            self.go_on_as(content)
             self._require_fitting(content["network_weights"])
             self._random_states = content.get(_RANDOM)  # which checkpoints of older versions do not have
         super().load_checkpoint(filename_or_checkpoint)
+
+    def go_on_as(self, checkpoint: dict[str, Any]) -> None:
+        """What `--c` takes over before the network is built; nothing."""
 
     def _require_fitting(self, weights: dict[str, torch.Tensor]) -> None:
         """Refuses to go on where the configuration's modules are others by now, before torch lists every tensor."""

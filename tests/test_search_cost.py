@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
+import fake_dataset
 import pytest
 import torch
 from searches import make_trainer, set_settings
 from test_complexity import plain_unet
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnunet_nas.architecture import build_without_weights, network_spec
+from nnunet_nas.architecture import NetworkSpec, build_without_weights, network_spec
 from nnunet_nas.complexity import count_macs
 from nnunet_nas.dints.settings import DiNTSSettings
 from nnunet_nas.dints.trainers import nnUNetTrainerDiNTSSearch
@@ -19,7 +20,7 @@ from nnunet_nas.methods import METHODS, settings_class, with_cost
 from nnunet_nas.plans import Plans
 from nnunet_nas.schedule.settings import ScheduleSettings
 from nnunet_nas.schedule.trainer import nnUNetTrainerScheduled
-from nnunet_nas.search_cost import search_cost
+from nnunet_nas.search_cost import retrofit_cost, search_cost
 from nnunet_nas.settings import read_settings
 from nnunet_nas.skips.retrofit import nnUNetTrainerIACRetrofit
 from nnunet_nas.training_cost import plain_step
@@ -62,6 +63,41 @@ def test_what_evidence_adds_to_a_search_for_a_topology():
     assert costs[0].phases == costs[1].phases[:2]
 
 
+PLANNED = {
+    "2-D": {"dimensions": 2, "channels": [32, 64, 128, 256, 512, 512, 512], "patch": (256, 256), "batch": 49},
+    "3-D, isotropic": {"dimensions": 3, "channels": [32, 64, 128, 256, 320, 320], "patch": (128, 128, 128), "batch": 2},
+    "3-D, thick slices": {"dimensions": 3, "channels": [32, 64, 128, 256, 320], "patch": (16, 256, 224), "batch": 2},
+}
+
+
+def planned(*, dimensions, channels, patch, batch):
+    """As nnU-Net's planner has it; thick slices are left alone by the first kernel and stride."""
+    stages, thick = len(channels), dimensions == 3 and patch[0] < patch[1] / 3
+    first = [1, 2, 2] if thick else [2] * dimensions
+    strides = [[1] * dimensions, first, *[[2] * dimensions] * (stages - 2)]
+    kernels = [[1, 3, 3] if thick and stage == 0 else [3] * dimensions for stage in range(stages)]
+    architecture = fake_dataset.plain_unet(dimensions, strides, kernels, channels)
+    return NetworkSpec(architecture, input_channels=1, output_channels=3, patch_size=patch, batch_size=batch)
+
+
+@pytest.mark.parametrize("plan", PLANNED)
+def test_by_default_searches_cost_a_share_of_a_training(plan):
+    spec = planned(**PLANNED[plan])
+    search = search_cost("iac_lth", spec, IACLTHSettings())
+    retrofit = retrofit_cost("iac_lth", spec, IACLTHSettings(), {})
+    assert retrofit.method == "iac_retrofit"
+    assert 0.1 < search.default_trainings + retrofit.default_trainings < 0.3
+    assert search_cost("dints", spec, DiNTSSettings()).default_trainings < 1.0
+    assert retrofit_cost("dints", spec, DiNTSSettings(), {}) is None
+
+
+def test_a_retrofit_costs_what_its_own_settings_say():
+    longer = {"nas_settings": {"iac_retrofit": {"num_epochs": 200, "batch_size": 1}}}
+    default, other = (retrofit_cost("iac", SPEC, IACSettings(), content) for content in ({}, longer))
+    assert (default.iterations, other.iterations) == (100 * 250, 200 * 250)
+    assert other.macs == default.macs == 100 * 250 * default.phases[0].macs
+
+
 def counted(step):
     counter = FlopCounterMode(display=False)
     with counter:
@@ -79,6 +115,7 @@ def within(predicted, found):
     [
         (nnUNetTrainerIACLTHSearch, "iac_lth", {"warmup_epochs": 1}),
         (nnUNetTrainerIACSearch, "iac", {"warmup_epochs": 1}),
+        (nnUNetTrainerIACLTHSearch, "iac_lth", {"warmup_epochs": 1, "search_batch_size": 3}),
         (nnUNetTrainerDiNTSSearch, "dints", {"num_layers": 5}),
         (nnUNetTrainerDiNTSSearch, "dints", {"num_layers": 2, "search_batch_size": 3, "supernet": "fast"}),
         (nnUNetTrainerScheduled, "schedule", {"num_val_iterations_per_epoch": 1}),

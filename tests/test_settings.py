@@ -234,7 +234,8 @@ def test_every_method_has_settings_whose_defaults_are_allowed(method):
     assert checked_values(cls, defaults) == defaults
 
 
-def test_the_papers_values_are_the_defaults():
+def test_the_papers_values_are_the_defaults_but_for_what_they_cost():
     lth = settings_class("iac_lth")()
-    assert (lth.num_epochs, lth.warmup_epochs, lth.partial_channels) == (200, 15, 4)
+    assert (lth.num_epochs, lth.warmup_epochs, lth.partial_channels) == (100, 15, 4)
+    assert (settings_class("iac")().num_epochs, settings_class("iac_retrofit")().num_epochs) == (200, 100)
     assert (lth.weights_lr, lth.architecture_lr) == (0.01, 0.001)

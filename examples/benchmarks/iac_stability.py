@@ -29,9 +29,9 @@ def shares(alpha: np.ndarray, active: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
-def search(test: str, preference: float, batches: int, seed: int) -> tuple[int, int, int]:
+def search(test: str, preference: float, batches: int, epochs: int, seed: int) -> tuple[int, int, int]:
     """One simulated search: epochs, settled edges, and edges whose most probable operation is the preferred one."""
-    settings, rng = IACLTHSettings(), np.random.default_rng(seed)
+    settings, rng = IACLTHSettings(num_epochs=epochs), np.random.default_rng(seed)
     most = settings.num_epochs - settings.warmup_epochs
     threshold = level(settings.error_rate, most) if test == "evidence" else None
     state = StabilityPruning.start(tau0=settings.tau0, gamma=settings.gamma, k=settings.outlier_k, threshold=threshold)
@@ -61,11 +61,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-seeds", type=int, default=6, help="simulated searches of each kind")
     parser.add_argument("-batches", type=int, default=25, help="per epoch")
+    parser.add_argument("-epochs", type=int, default=IACLTHSettings().num_epochs, help="at most")
     args = parser.parse_args()
     rows = []
     for preference in (0.0, 0.03, 0.1, 0.3, 1.0):
         for test in ("paper", "evidence"):
-            found = np.array([search(test, preference, args.batches, seed) for seed in range(args.seeds)])
+            found = np.array([search(test, preference, args.batches, args.epochs, seed) for seed in range(args.seeds)])
             epochs = f"{found[:, 0].min()} to {found[:, 0].max()}"
             rows.append([str(preference), test, epochs, f"{found[:, 1].mean():.1f}", f"{found[:, 2].mean():.1f}"])
     print(format_table(["d", "test", "epochs", "edges settled of 14", "preferred one chosen"], rows, left=3))

@@ -10,7 +10,9 @@ backbone frozen.
 
 A second table says what searches and trainings will cost at most, before they start: those that the configurations have
 settings for (nas_settings), or those of -m with their default settings. Counted are iterations, their MACs (forward and
-backward passes of whole batches), and how many iterations of plain training, and default trainings, cost as much.
+backward passes of whole batches), and how many iterations of plain training, and default trainings, cost as much; what
+is found for a frozen backbone is trained there, and the last column has both. Seconds are more than MACs say where
+networks are narrow.
 
 examples:
   nnunet_nas info -d 4
@@ -50,7 +52,9 @@ _COLUMNS = {
     "MiB to train": "{to_train_mib}",
     "checkpoint MiB": "{checkpoint_mib:.2f}",
 }
-_PREDICTED = ("configuration", "method", "iterations", "MACs", "plain iterations", "default trainings")
+_PREDICTED = (
+    "configuration", "method", "iterations", "MACs", "plain iterations", "default trainings", "with its retrofit",
+)  # fmt: skip
 _BESIDE = "parameters, MACs, training step beside the backbone"
 
 
@@ -123,7 +127,7 @@ def _predictions(
     plans: Plans, name: str, spec: NetworkSpec, methods: list[str], problems: list[str]
 ) -> dict[str, list[dict[str, Any]]]:
     """A further entry of the row: what searches on a configuration, or trainings of it, will cost at most."""
-    from nnunet_nas.search_cost import search_cost
+    from nnunet_nas.search_cost import retrofit_cost, search_cost
 
     configuration, found = plans.resolve(name), []
     given = configuration.get("nas_settings", {})
@@ -132,9 +136,16 @@ def _predictions(
             continue
         try:
             settings: Any = read_settings(settings_class(method), configuration)
-            found.append(search_cost(method, spec, settings).to_json())
+            cost = search_cost(method, spec, settings)
+            afterwards = retrofit_cost(method, spec, settings, configuration)
         except DataProblem as error:
             problems.append(f"{name}: the cost of {method} cannot be told: {error}")
+            continue
+        both: dict[str, Any] = {}
+        if afterwards is not None:
+            both["retrofit"] = afterwards.to_json()
+            both["default_trainings_with_retrofit"] = cost.default_trainings + afterwards.default_trainings
+        found.append({**cost.to_json(), **both})
     return {"searches": found} if found else {}
 
 
@@ -154,6 +165,7 @@ def _predicted_cells(configuration: str, cost: dict[str, Any]) -> list[str]:
         f"{cost['macs'] / 1e12:,.4g} T",
         f"{cost['plain_iterations']:,.0f}",
         f"{cost['default_trainings']:.3f}",
+        f"{cost['default_trainings_with_retrofit']:.3f}" if "retrofit" in cost else "-",
     ]
 
 

@@ -15,14 +15,13 @@ import argparse
 import json
 import sys
 from contextlib import nullcontext
-from typing import Any
 
 from nnunet_nas import commands
 from nnunet_nas.cli.common import add_dataset_arguments, format_table
 from nnunet_nas.environment import find_preprocessed_dataset
-from nnunet_nas.methods import METHODS, retrofit_trainer, retrofitted, settings_class, with_settings
+from nnunet_nas.methods import METHODS, RESIDUAL, retrofit_trainer, retrofitted, settings_class, with_settings
 from nnunet_nas.plans import Plans
-from nnunet_nas.settings import checked_values, overrides, parse_assignments, settings_table
+from nnunet_nas.settings import as_text, checked_values, overrides, parse_assignments, settings_table
 
 SUMMARY = "show or change the settings of a search"
 _HEADER = ("setting", "value", "default", "default from", "set in", "meaning")
@@ -54,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"configuration": args.c, "method": args.m, "settings": rows}, indent=4))
         return 0
     shown = [row for row in rows if not args.assignments or row["key"] in {*values, *removed}]
-    cells = [[*map(_text, row.values())] for row in shown]
+    cells = [[*map(as_text, row.values())] for row in shown]
     if cells:
         print(format_table(_HEADER, cells, left=len(_HEADER)))
     for key in sorted(set(removed) - {row["key"] for row in rows}):
@@ -68,14 +67,5 @@ def _train_command(plans: Plans, args: argparse.Namespace) -> str:
     """The training that the settings are for; the retrofit trains a configuration that has modules, or will have."""
     configuration, trainer = args.c, METHODS[args.m].trainer_name
     if trainer == retrofit_trainer() and plans.method(args.c) not in retrofitted():
-        configuration += METHODS["iac_lth"].suffix
+        configuration += METHODS["iac_lth"].suffix + RESIDUAL
     return commands.train(plans.number, configuration, plans=args.p, trainer=trainer)
-
-
-def _text(value: Any) -> str:
-    """The value as it would be given on the command line, with all its digits."""
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return ",".join(map(_text, value))
-    return value or '""' if isinstance(value, str) else str(value).removesuffix(".0")

@@ -142,6 +142,14 @@ class Topology:
         return Topology(levels, tuple(_layer(number, layer, levels) for number, layer in enumerate(layers)))
 
 
+def check_answer(arguments: dict[str, Any]) -> None:
+    """Raises DataProblem for a topology in a network's `arch_kwargs` that cannot be; builds nothing."""
+    found = Topology.from_json(arguments.get("topology"))
+    stages, first = int(arguments["n_stages"]), int(arguments.get("first_level", 0))
+    if first + found.levels != stages:
+        raise DataProblem(f"the topology has {found.levels} levels from stage {first} on, of {stages} stages")
+
+
 def _layer(number: int, content: Any, levels: int) -> dict[tuple[int, int], str]:
     names = {f"{source}->{destination}": (source, destination) for source, destination in edges(levels)}
     if not isinstance(content, dict):

@@ -12,7 +12,8 @@ from nnunet_nas.iac.genotype import MOST_EXPENSIVE, cells_architecture
 from nnunet_nas.iac.settings import CellSettings
 from nnunet_nas.iac.supernet import IACSupernet
 from nnunet_nas.search_cost import Phase
-from nnunet_nas.skips.cost import frozen_step
+from nnunet_nas.skips.cost import frozen_step, retrofit_phases
+from nnunet_nas.skips.settings import IACRetrofitSettings
 from nnunet_nas.skips.unet import require_skips
 from nnunet_nas.training_cost import training_shape
 
@@ -26,6 +27,11 @@ def bilevel(spec: NetworkSpec, settings: CellSettings) -> list[Phase]:
     """IAC: cells alone, then cells and architecture in a pass each, then the trial of the found cell."""
     cells, architecture = (_step(spec, settings, cells=trained, architecture=not trained) for trained in (True, False))
     return _phases(spec, settings, cells + architecture)
+
+
+def retrofit(spec: NetworkSpec, settings: CellSettings, training: IACRetrofitSettings) -> list[Phase]:
+    """The retrofit of the cells that cost most of all that can be found, for as long as its settings say."""
+    return retrofit_phases(most_expensive(spec, settings), training)
 
 
 def most_expensive(spec: NetworkSpec, settings: CellSettings) -> NetworkSpec:
@@ -43,14 +49,14 @@ def most_expensive(spec: NetworkSpec, settings: CellSettings) -> NetworkSpec:
 def _phases(spec: NetworkSpec, settings: CellSettings, searching: int) -> list[Phase]:
     """With the MACs for one patch of an iteration after warm-up."""
     warmup = min(settings.warmup_epochs, settings.num_epochs)
+    batch = settings.search_batch_size or spec.batch_size
     alone = _step(spec, settings, cells=True, architecture=False)
     phases = [
-        Phase(warmup * settings.num_iterations_per_epoch, spec.batch_size * alone),
-        Phase((settings.num_epochs - warmup) * settings.num_iterations_per_epoch, spec.batch_size * searching),
+        Phase(warmup * settings.num_iterations_per_epoch, batch * alone),
+        Phase((settings.num_epochs - warmup) * settings.num_iterations_per_epoch, batch * searching),
     ]
     if settings.trial_iterations:
-        trained = frozen_step(most_expensive(spec, settings))
-        phases.append(Phase(settings.trial_iterations, spec.batch_size * trained))
+        phases.append(Phase(settings.trial_iterations, batch * frozen_step(most_expensive(spec, settings))))
     return phases
 
 

@@ -22,6 +22,7 @@ INPUT_NODES = 2
 NODES = 6
 INPUTS_PER_NODE = 2
 OPERATIONS = ("identity", "max_pool_3", "avg_pool_3", "sep_conv_3", "sep_conv_5", "dil_conv_3", "dil_conv_5")
+NORMS = ("backbone", "instance", "batch")
 PARAMETER_FREE = ("identity", "max_pool_3", "avg_pool_3")
 # All candidate edges (source, target), ordered by target and then by source: rows of alpha and entries of beta.
 EDGES = tuple((source, target) for target in range(INPUT_NODES, NODES) for source in range(target))
@@ -147,9 +148,21 @@ def checked_widths(cells: dict[str, Any], levels: int) -> list[int]:
         DataProblem: not one positive integer for each of the levels.
     """
     widths = cells.get("widths")
-    if not isinstance(widths, list) or len(widths) != levels or not all(isinstance(w, int) and w > 0 for w in widths):
+    if not isinstance(widths, list) or len(widths) != levels or not all(type(w) is int and w > 0 for w in widths):
         raise DataProblem(f"cells.widths must be {levels} positive integers, one per skip connection, not {widths}")
     return widths
+
+
+def is_residual(cells: dict[str, Any]) -> bool:
+    """Whether the cells are added to their skips.
+
+    Raises:
+        DataProblem: neither true nor false.
+    """
+    residual = cells.get("residual", False)
+    if not isinstance(residual, bool):
+        raise DataProblem(f"cells.residual must be true or false, not {residual!r}")
+    return residual
 
 
 def check_answer(arguments: dict[str, Any]) -> None:
@@ -159,6 +172,9 @@ def check_answer(arguments: dict[str, Any]) -> None:
         raise DataProblem("arch_kwargs has no cells: restore the plans")
     Genotype.from_json(cells.get("genotype"))
     checked_widths(cells, int(arguments["n_stages"]) - 1)
+    is_residual(cells)
+    if cells.get("norm", NORMS[0]) not in NORMS:
+        raise DataProblem(f"cells.norm must be one of {', '.join(NORMS)}, not {cells['norm']!r}")
 
 
 def _edges(content: Any) -> Iterator[Edge]:

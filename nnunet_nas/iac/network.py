@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.iac.cell import Cell
-from nnunet_nas.iac.genotype import Genotype, checked_widths
+from nnunet_nas.iac.genotype import Genotype, checked_widths, is_residual
 from nnunet_nas.iac.operations import convolution_weights, norm_class, norm_kind
 from nnunet_nas.skips.unet import SKIP_PREFIX, SkipUNet, build_backbone
 
@@ -46,13 +46,13 @@ class IACUNet(SkipUNet):
             backbone_kwargs: the U-Net's own arguments, which it checks.
 
         Raises:
-            DataProblem: an impossible genotype, or widths that do not fit the levels.
+            DataProblem: an impossible genotype, or widths or `residual` that cannot be.
         """
         genotype = Genotype.from_json(cells.get("genotype"))
         unet = build_backbone(
             backbone, input_channels, num_classes, deep_supervision=deep_supervision, **backbone_kwargs
         )
-        widths = checked_widths(cells, len(unet.decoder.stages))
+        widths, residual = checked_widths(cells, len(unet.decoder.stages)), is_residual(cells)
         encoder = unet.encoder
         norm = norm_class(
             norm_kind(cells.get("norm", "backbone"), encoder.norm_op), convert_conv_op_to_dim(encoder.conv_op)
@@ -67,7 +67,7 @@ class IACUNet(SkipUNet):
                 norm=norm,
                 norm_kwargs={"eps": 1e-5, "affine": True},
                 level_kernel=kernel,
-                residual=bool(cells.get("residual", False)),
+                residual=residual,
             )
 
         super().__init__(unet, cell)

@@ -17,7 +17,6 @@ from nnunet_nas.architecture import NetworkSpec, build_network, derive
 from nnunet_nas.distributed import broadcast
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.files import replace_file
-from nnunet_nas.iac.cost import most_expensive
 from nnunet_nas.iac.drawing.cell import draw_cell
 from nnunet_nas.iac.drawing.progress import draw_progress
 from nnunet_nas.iac.evidence import level
@@ -35,14 +34,13 @@ from nnunet_nas.iac.relaxation import cosine_power
 from nnunet_nas.iac.settings import CellSettings, IACLTHSettings, IACSettings
 from nnunet_nas.iac.supernet import IACSupernet
 from nnunet_nas.iac.trial import Gain, gain_of, losses, train_briefly
-from nnunet_nas.methods import result_trainer
+from nnunet_nas.methods import RESIDUAL, result_trainer
 from nnunet_nas.plans import DerivedConfiguration
 from nnunet_nas.randomness import seed_everything
 from nnunet_nas.search import BilevelSearchTrainer, SearchTrainer
-from nnunet_nas.search_cost import SearchCost, search_cost
+from nnunet_nas.search_cost import retrofit_cost, search_cost
 from nnunet_nas.settings import read_settings
 from nnunet_nas.skips.backbone import start_from_backbone
-from nnunet_nas.skips.cost import retrofit_phases
 from nnunet_nas.skips.recompute import has_batch_norms, recomputes
 from nnunet_nas.skips.settings import IACRetrofitSettings
 from nnunet_nas.skips.unet import SkipUNet, load_backbone, require_skips
@@ -50,7 +48,6 @@ from nnunet_nas.trainer import to_bytes
 
 THETA_0 = "theta_0.pth"
 GENOTYPE = "genotype.json"
-RESIDUAL = "_residual"
 # Above this share of copying and pooling edges a cell has little to learn with: the known collapse of such searches.
 _COLLAPSED = 0.75
 
@@ -145,16 +142,17 @@ class CellSearchTrainer(SearchTrainer):
 
     def _log_cost(self) -> None:
         """What search and retrofit cost at most, as shares of what they compete with."""
-        settings, spec = self.settings, self.base_spec()
+        settings, spec, configuration = self.settings, self.base_spec(), self.plans.resolve(self.configuration_name)
         search = search_cost(settings.method, spec, settings)
-        retrofit_settings = read_settings(IACRetrofitSettings, self.plans.resolve(self.configuration_name))
-        phases = retrofit_phases(most_expensive(spec, settings), retrofit_settings)
-        retrofit = SearchCost(retrofit_settings.method, phases, search.plain_macs)
+        retrofit = retrofit_cost(settings.method, spec, settings, configuration)
+        assert retrofit is not None
+        theirs = read_settings(IACRetrofitSettings, configuration)
         length = f"{settings.num_epochs} epochs of {settings.num_iterations_per_epoch} iterations"
-        training = f"{retrofit_settings.num_epochs} epochs of {retrofit_settings.num_iterations_per_epoch}"
+        training = f"{theirs.num_epochs} epochs of {theirs.num_iterations_per_epoch}"
         self.print_to_log_file(
             f"Cost, as a share of one default nnU-Net training of {self.configuration_name} and counted in "
-            f"multiply-accumulates: this search {search.words(length)}, a retrofit {retrofit.words(training)}. "
+            f"multiply-accumulates: this search {search.words(length)}, a retrofit {retrofit.words(training)}, both "
+            f"{search.default_trainings + retrofit.default_trainings:.3f}. "
             f"Seconds are more, where cells are narrow several times more."
         )
 

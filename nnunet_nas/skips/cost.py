@@ -42,7 +42,8 @@ def retrofit_phases(spec: NetworkSpec, settings: IACRetrofitSettings) -> list[Ph
     Raises:
         DataProblem: it has none.
     """
-    return [Phase(settings.num_epochs * settings.num_iterations_per_epoch, spec.batch_size * frozen_step(spec))]
+    batch = settings.batch_size or spec.batch_size
+    return [Phase(settings.num_epochs * settings.num_iterations_per_epoch, batch * frozen_step(spec))]
 
 
 def frozen_step(spec: NetworkSpec) -> int:

@@ -22,7 +22,7 @@ from nnunet_nas.errors import DataProblem, exit_with_one_line
 from nnunet_nas.methods import METHODS, retrofitted
 from nnunet_nas.plans import Plans
 from nnunet_nas.randomness import seed_everything
-from nnunet_nas.settings import read_settings
+from nnunet_nas.settings import overrides, read_settings
 from nnunet_nas.skips.backbone import Backbone, start_from_backbone
 from nnunet_nas.skips.recompute import recomputes
 from nnunet_nas.skips.settings import RATE, RESIDUAL_RATE, IACRetrofitSettings
@@ -31,6 +31,8 @@ from nnunet_nas.trainer import ModelTrainer
 
 _FRESH = commands.set_search(IACRetrofitSettings.method, "init=random")
 _FINAL = "checkpoint_final.pth"
+# Beside what nnU-Net keeps, which ignores it. Checkpoints without it are from versions whose default was the paper's.
+_EPOCHS, _EPOCHS_BEFORE = "nnunet_nas_num_epochs", 200
 
 
 class nnUNetTrainerIACRetrofit(ModelTrainer):
@@ -194,6 +196,25 @@ class nnUNetTrainerIACRetrofit(ModelTrainer):
             )
         results = folder_from_environment("nnUNet_results")
         return results / self.plans.dataset_name / self.record["search_folder"]
+
+    def go_on_as(self, checkpoint: dict[str, Any]) -> None:
+        """For as many epochs as the training began with, where the plans do not set another number by now."""
+        began_with = int(checkpoint.get(_EPOCHS, _EPOCHS_BEFORE))
+        if began_with == self.num_epochs or self._sets_epochs():
+            return
+        self.num_epochs, self.save_every = began_with, began_with + 1
+        if self.was_initialized:
+            self.optimizer, self.lr_scheduler = self.configure_optimizers()
+        other = self._set_search("num_epochs=NUMBER")
+        self.print_to_log_file(f"This training began with {began_with} epochs and goes on so; another number: {other}")
+
+    def _sets_epochs(self) -> bool:
+        resolved = self.plans.resolve(self.configuration_name)
+        return "num_epochs" in overrides(resolved, self.settings.method)
+
+    def checkpoint(self) -> dict[str, Any]:
+        """As of all; with the epochs that the schedule is for."""
+        return {**super().checkpoint(), _EPOCHS: self.num_epochs}
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """nnU-Net's; images are mirrored as before."""

@@ -1,4 +1,4 @@
-"""Settings of the retrofit; the paper's values are the defaults.
+"""Settings of the retrofit; the paper's values are the defaults, where `source` says so.
 
 Paper: IAC-LTH. `source` says where a default comes from: "paper", or "our choice" where it is silent.
 """
@@ -20,7 +20,7 @@ class IACRetrofitSettings:
 
     method: ClassVar[str] = "iac_retrofit"
 
-    num_epochs: int = setting(200, "paper", "epochs", minimum=1)
+    num_epochs: int = setting(100, "our choice", "epochs; the paper: 200", minimum=1)
     num_iterations_per_epoch: int = setting(250, "our choice", "training iterations per epoch (nnU-Net's)", minimum=1)
     num_val_iterations_per_epoch: int = setting(
         50, "our choice", "validation iterations per epoch (nnU-Net's)", minimum=1

@@ -289,6 +289,19 @@ def test_searches_that_the_plans_have_settings_for_are_predicted(info, capsys):
     assert [line.split()[:3] for line in table[2:]] == [["2d", "iac_lth", "100"], ["2d", "schedule", "2,500"]]
 
 
+def test_a_search_and_the_retrofit_of_what_it_finds_are_added_up(info):
+    _, out, _ = info("-c", "2d", "-m", "iac_lth", "dints", "--json")
+    cells, topology = json.loads(out)["configurations"][0]["searches"]
+    assert cells["retrofit"]["method"] == "iac_retrofit"
+    assert cells["retrofit"]["iterations"] == 100 * 250
+    both = cells["default_trainings"] + cells["retrofit"]["default_trainings"]
+    assert cells["default_trainings_with_retrofit"] == pytest.approx(both)
+    assert "retrofit" not in topology
+    header, _, first, second = info("-c", "2d", "-m", "iac_lth", "dints")[1].splitlines()[4:]
+    assert header.endswith("with its retrofit")
+    assert (first.split()[-1], second.split()[-1]) == (f"{both:.3f}", "-")
+
+
 def test_a_search_is_predicted_before_there_are_settings(info):
     code, out, err = info("-c", "2d", "-m", "dints", "iac_retrofit", "--json")
     (found,) = json.loads(out)["configurations"][0]["searches"]

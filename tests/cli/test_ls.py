@@ -123,6 +123,9 @@ def test_json_carries_the_same(dataset, capsys):
         ({"genotype": {"2": {"0": "identity", "1": "conv"}}}, "genotype: give the computed nodes 2, 3, 4, 5"),
         ({"genotype": {**CELL, "5": {"0": "identity", "5": "identity"}}}, "node 5 cannot read node 5"),
         ({"widths": [8]}, "cells.widths must be 2 positive integers"),
+        ({"widths": [8, True]}, "cells.widths must be 2 positive integers"),
+        ({"norm": "layer"}, "cells.norm must be one of backbone, instance, batch, not 'layer'"),
+        ({"residual": "no"}, "cells.residual must be true or false, not 'no'"),
     ],
 )
 def test_cells_that_were_edited_into_impossible_ones_are_broken(dataset, capsys, change, problem):
@@ -139,6 +142,26 @@ def test_cells_that_were_edited_into_impossible_ones_are_broken(dataset, capsys,
     )
     assert main(["ls"]) == 0
     assert cells(capsys.readouterr().out)[-1][-1] == ("ok" if problem is None else "broken")
+
+
+@pytest.mark.parametrize(
+    ("topology", "problem"),
+    [
+        ({"levels": 3, "layers": [{"2->2": "conv"}]}, None),
+        ({"levels": 3, "layers": [{"2->2": "conv"}, {"0->0": "conv"}]}, "has an output and no input"),
+        ({"levels": 3, "layers": [{"2->0": "conv"}]}, "layer 0 has no edge '2->0'"),
+        ({"levels": 2, "layers": [{"1->1": "conv"}]}, "the topology has 2 levels from stage 0 on, of 3 stages"),
+    ],
+)
+def test_topologies_that_were_edited_into_impossible_ones_are_broken(dataset, capsys, topology, problem):
+    plans = read(dataset)
+    entry = narrow(plans, "2d", [32, 64, 128])
+    entry["architecture"]["arch_kwargs"]["topology"] = topology
+    entry["nas"]["method"] = "dints"
+    plans["configurations"]["2d_dints"] = entry
+    write(dataset, "nnUNetPlans", plans)
+    found = listed(capsys)[0]["nnUNetPlans"]["configurations"][-1]["problem"]
+    assert found is None if problem is None else "configuration 2d_dints: " in found and problem in found
 
 
 def test_a_configuration_whose_base_was_planned_again_is_stale(dataset, capsys):

@@ -51,7 +51,7 @@ def test_it_shows_everything_with_its_source(dataset, capsys):
     assert main([*CALL, "--json"]) == 0
     rows = {row["key"]: row for row in json.loads(capsys.readouterr().out)["settings"]}
     assert (rows["gamma"]["value"], rows["gamma"]["default"], rows["gamma"]["origin"]) == (2.0, 1.5, "2d")
-    assert rows["num_epochs"]["source"] == "paper"
+    assert rows["warmup_epochs"]["source"] == "paper"
     assert rows["tau0"]["source"] == "our choice"
     assert main(CALL) == 0
     table = capsys.readouterr()
@@ -136,11 +136,11 @@ SEARCHED = {"2d_iac": "iac", "2d_iaclth": "iac_lth", "2d_xtiny8": "xtiny"}
     [
         ("2d", "iac", "2d 0 -tr nnUNetTrainerIACSearch"),
         ("2d", "iac_lth", "2d 0 -tr nnUNetTrainerIACLTHSearch"),
-        ("2d", "iac_retrofit", "2d_iaclth 0 -tr nnUNetTrainerIACRetrofit"),
+        ("2d", "iac_retrofit", "2d_iaclth_residual 0 -tr nnUNetTrainerIACRetrofit"),
         ("2d_iac", "iac_retrofit", "2d_iac 0 -tr nnUNetTrainerIACRetrofit"),
         ("2d_iaclth", "iac_retrofit", "2d_iaclth 0 -tr nnUNetTrainerIACRetrofit"),
         # A width is no cell: there is nothing to retrofit before cells are searched on it.
-        ("2d_xtiny8", "iac_retrofit", "2d_xtiny8_iaclth 0 -tr nnUNetTrainerIACRetrofit"),
+        ("2d_xtiny8", "iac_retrofit", "2d_xtiny8_iaclth_residual 0 -tr nnUNetTrainerIACRetrofit"),
     ],
 )
 def test_it_ends_with_the_commands_that_use_the_settings(configuration, method, command, dataset, capsys):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from searches import (
     use_regions_and_an_ignore_label,
 )
 
+from nnunet_nas.cli.main import main
 from nnunet_nas.iac.genotype import EDGES, Genotype
 from nnunet_nas.iac.history import CellHistory
 from nnunet_nas.iac.trainers import nnUNetTrainerIACLTHSearch, nnUNetTrainerIACSearch
@@ -131,12 +133,16 @@ def test_the_cell_is_tried_against_the_plain_skip_and_the_answer_recorded(traine
 
 @NO_PICTURES
 def test_the_cost_is_said_before_the_search_begins(searchable):
+    set_settings(searchable, "2d", "iac_retrofit", num_iterations_per_epoch=50_000)
     trainer = make_trainer(nnUNetTrainerIACLTHSearch, searchable)
     trainer.on_train_start()
     log = "".join(path.read_text() for path in Path(trainer.output_folder).glob("training_log*.txt"))
     assert "as a share of one default nnU-Net training of 2d" in log
     assert "(4 epochs of 1 iterations, each " in log
-    assert "(2 epochs of 1, each " in log
+    assert "(2 epochs of 50000, each " in log
+    search_share, retrofit, both = map(float, re.findall(r"(?:this search|a retrofit|both) ([0-9]\.[0-9]+)", log))
+    assert both > 0.2
+    assert both == pytest.approx(search_share + retrofit, abs=0.0011)
 
 
 @NO_PICTURES
@@ -356,6 +362,23 @@ def test_a_setting_that_the_version_at_the_time_did_not_have_counts_as_its_defau
     set_settings(searchable, "2d", "iac_lth", edge_nonlinearity="identity")
     again = make_trainer(nnUNetTrainerIACLTHSearch, searchable)
     assert "edge_nonlinearity: elu -> identity" in refused(4, lambda: again.load_checkpoint(str(path)), capsys)
+
+
+@NO_PICTURES
+def test_a_search_that_began_with_another_default_says_which_settings_to_write(searchable, capsys):
+    trainer = search(nnUNetTrainerIACLTHSearch, searchable, stop_before=1)
+    path = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    state = torch.load(path, weights_only=True)
+    before = {**json.loads(state["settings"]), "num_epochs": 200, "gamma": 1.5}
+    torch.save({**state, "settings": json.dumps(before)}, path)
+    set_settings(searchable, "2d", "iac_lth", gamma=2.0)
+    again = make_trainer(nnUNetTrainerIACLTHSearch, searchable)
+    text = refused(4, lambda: again.load_checkpoint(str(path)), capsys)
+    wanted = "nnunet_nas set_search -d 11 -c 2d -m iac_lth num_epochs=200 gamma=default"
+    assert "num_epochs: 200 -> 4, gamma: 1.5 -> 2.0" in text
+    assert wanted in text
+    assert main(wanted.split()[1:]) == 0
+    make_trainer(nnUNetTrainerIACLTHSearch, searchable).load_checkpoint(str(path))
 
 
 @NO_PICTURES

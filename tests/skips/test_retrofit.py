@@ -236,6 +236,35 @@ def test_killed_and_continued_it_ends_bit_for_bit_as_without(searched, epoch, tm
 
 
 @NO_PICTURES
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_retrofit_goes_on_with_the_epochs_that_it_began_with(searched, recorded):
+    """What the plans do not set stays as it was when the training began, whatever the default is by now."""
+    content = read_plans(searched)
+    settings = content["configurations"]["2d"]["nas_settings"]["iac_retrofit"]
+    began_with = settings.pop("num_epochs")
+    (searched / "nnUNetPlans.json").write_text(json.dumps(content))
+    trainer = search(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth", stop_before=1)
+    path = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    state = torch.load(path, weights_only=False)
+    assert (trainer.num_epochs, state["nnunet_nas_num_epochs"]) == (100, 100)
+    state["nnunet_nas_num_epochs"] = 150
+    if not recorded:
+        del state["nnunet_nas_num_epochs"]
+    torch.save(state, path)
+    again = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth", resume=True)
+    again.load_checkpoint(str(path))
+    expected = 150 if recorded else 200
+    assert (again.num_epochs, again.lr_scheduler.max_steps) == (expected, expected)
+    log = "".join(path.read_text() for path in Path(trainer.output_folder).glob("training_log*.txt"))
+    assert f"This training began with {expected} epochs and goes on so" in log
+    again._release_folder()
+    set_settings(searched, "2d", "iac_retrofit", num_epochs=began_with)
+    set_by_hand = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth")
+    set_by_hand.load_checkpoint(str(path))
+    assert (set_by_hand.num_epochs, set_by_hand.lr_scheduler.max_steps) == (began_with, began_with)
+
+
+@NO_PICTURES
 def test_two_retrofits_at_once_do_not_mix(searched, capsys):
     first, seen = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth"), []
 
