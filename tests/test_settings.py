@@ -234,6 +234,31 @@ def test_every_method_has_settings_whose_defaults_are_allowed(method):
     assert checked_values(cls, defaults) == defaults
 
 
+@pytest.mark.parametrize(
+    ("method", "key", "default", "source", "said"),
+    [
+        ("iac_retrofit", "initial_lr", None, "our choice", "The paper (6.3): Adam, 0.001"),
+        ("iac_retrofit", "num_epochs", 100, "our choice", "the paper: 200"),
+        ("iac_lth", "num_epochs", 100, "our choice", "the paper: 200"),
+        ("iac", "num_epochs", 200, "paper", "epochs"),
+        ("iac_lth", "norm", "backbone", "our choice", "the paper does not say"),
+        ("iac_lth", "partial_channels", 4, "predecessor", "PC-DARTS"),
+        ("iac_lth", "minimum_width", 4, "our choice", "least channels"),
+        ("iac_lth", "backbone_checkpoint", "checkpoint_final.pth", "our choice", "the paper takes the best (6.3)"),
+        ("iac_lth", "stability", "evidence", "our choice", "slopes of the loss"),
+        ("iac_lth", "eta_min", 0.0, "our choice", "share of the initial"),
+        ("dints", "sigma", None, "our choice", "the paper's: 0.8"),
+        ("dints", "maximum_memory", "code", "our choice", "that of MONAI"),
+        ("dints", "losses", "exact", "our choice", "Eqs. 5, 7 and 10"),
+        ("dints", "architecture_lr", 0.008, "paper", "Adam"),
+    ],
+)
+def test_sources_say_whose_a_default_is(method, key, default, source, said):
+    row = next(row for row in settings_table(settings_class(method), {}, "2d") if row["key"] == key)
+    assert (row["default"], row["source"]) == (default, source)
+    assert said in row["help"]
+
+
 def test_the_papers_values_are_the_defaults_but_for_what_they_cost():
     lth = settings_class("iac_lth")()
     assert (lth.num_epochs, lth.warmup_epochs, lth.partial_channels) == (100, 15, 4)

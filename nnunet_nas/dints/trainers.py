@@ -502,6 +502,11 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
             f"Topology: {int(found.decoded.selected.sum())} edges, predicted training memory {found.mib:.1f} MiB of "
             f"{self.budget_mib:.1f} MiB{price}; counted on the built network: {counted}"
         )
+        if self.hard_budget_mib is not None and counted.total > self.hard_budget_mib:
+            self.print_to_log_file(
+                f"WARNING: no topology was found that needs less: {counted.total:.1f} MiB are more than the budget of "
+                f"{self.hard_budget_mib:.1f}. Raise memory_limit_mib or sigma, or lower features, to have a choice."
+            )
         mib = {"predicted": found.mib, "counted": counted.total, "budget": self.budget_mib}
         provenance = self.provenance(training_mib={name: round(value, 3) for name, value in mib.items()})
         return [derive(name, self.configuration_name, spec, provenance)]

@@ -325,6 +325,7 @@ class CellSearchTrainer(SearchTrainer):
                 gain = self._gain_of_training(self._trial_network(genotype), steps)
         except DataProblem as error:
             self.print_to_log_file(f"WARNING: the trial of the residual cell diverged: {error}")
+            self._advise_against_the_cell()
             return {"trial": {"iterations": steps, "answer": "identity"}}
         verdict = "beats the plain skip" if gain.beats_the_identity else "is no better than the plain skip (identity)"
         self.print_to_log_file(
@@ -332,7 +333,15 @@ class CellSearchTrainer(SearchTrainer):
             f"other cases: the loss is lower by {gain.mean:.4f} +- {gain.half_width:.4f} (95 %)."
         )
         answer = "cell" if gain.beats_the_identity else "identity"
+        if answer == "identity":
+            self._advise_against_the_cell()
         return {"trial": {"iterations": steps, "answer": answer, **vars(gain)}}
+
+    def _advise_against_the_cell(self) -> None:
+        self.print_to_log_file(
+            f"The answer of this search is the identity: keep {self.backbone.path} as it is, or train it on. The cell "
+            f"is added to the plans all the same."
+        )
 
     def _trial_network(self, genotype: Genotype) -> Any:
         """The residual cells in the backbone, as the retrofit of IAC-LTH starts."""

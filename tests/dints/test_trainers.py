@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -430,6 +431,29 @@ def test_a_limit_in_mib_is_met(searchable):
     assert limited.select(limit_mib=None).mib > limited.budget_mib
     found = limited.select(limit_mib=limited.hard_budget_mib)
     assert smallest <= found.mib <= limited.budget_mib == pytest.approx(1.15 * smallest)
+
+
+@NO_PICTURES
+def test_what_is_delivered_meets_the_budget_as_counted(searchable, monkeypatch):
+    """Where built networks need more than predicted, a smaller one is delivered; where none fits, the log says so."""
+    counted = training_memory
+
+    def dearer(spec, **options):
+        found = counted(spec, **options)
+        return replace(found, activations=found.activations + 0.2 * found.total)
+
+    monkeypatch.setattr("nnunet_nas.dints.trainers.training_memory", dearer)
+    trainer = make(searchable)
+    trainer.initialize()
+    with torch.no_grad():
+        trainer.network.encoder.edge_logits.fill_(3)
+    trainer.budget_mib = 0.6 * trainer.memory.full(2)
+    predicted = trainer.select(limit_mib=trainer.budget_mib)
+    assert dearer(trainer.spec_of(predicted.topology)).total > trainer.budget_mib
+    assert dearer(trainer.spec_of(trainer._decoded().topology)).total <= trainer.budget_mib
+    smallest = smallest_network(2, trainer.space.names, trainer.memory).mib
+    set_settings(searchable, "2d", "dints", memory_limit_mib=1.1 * smallest, num_epochs=2)
+    assert "WARNING: no topology was found that needs less" in log_of(run(searchable))
 
 
 @NO_PICTURES

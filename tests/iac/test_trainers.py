@@ -24,6 +24,7 @@ from searches import (
 )
 
 from nnunet_nas.cli.main import main
+from nnunet_nas.errors import DataProblem
 from nnunet_nas.iac.genotype import EDGES, Genotype
 from nnunet_nas.iac.history import CellHistory
 from nnunet_nas.iac.trainers import nnUNetTrainerIACLTHSearch, nnUNetTrainerIACSearch
@@ -129,6 +130,31 @@ def test_the_cell_is_tried_against_the_plain_skip_and_the_answer_recorded(traine
     assert trial["answer"] == ("cell" if trial["mean"] > trial["half_width"] else "identity")
     log = "".join(path.read_text() for path in Path(trainer.output_folder).glob("training_log*.txt"))
     assert "Trial: after 1 iterations of training the residual cell" in log
+    assert ("The answer of this search is the identity" in log) == (trial["answer"] == "identity")
+
+
+@NO_PICTURES
+@pytest.mark.parametrize(("gain", "answer"), [(0.2, "cell"), (0.001, "identity"), (None, "identity")])
+def test_a_search_may_answer_that_the_plain_skip_is_best(searchable, monkeypatch, gain, answer):
+    """Whatever was found: a gain within its noise, and a training that diverges, speak for the identity."""
+
+    # Of two batches, before the training and after it; the interval is 6.35 times as wide as they differ.
+    found_losses = [[1.0, 1.2], None if gain is None else [1.0 - gain, 1.199 - gain]]
+
+    def losses(network, batches, loss_of):
+        next_one = found_losses.pop(0)
+        if next_one is None:
+            raise DataProblem("the loss became nan")
+        return next_one
+
+    monkeypatch.setattr("nnunet_nas.iac.trainers.losses", losses)
+    trainer = make_trainer(nnUNetTrainerIACLTHSearch, searchable)
+    trainer.on_train_start()
+    found = trainer.results()
+    log = "".join(path.read_text() for path in Path(trainer.output_folder).glob("training_log*.txt"))
+    assert ("The answer of this search is the identity: keep" in log) == (answer == "identity")
+    assert len(found) == 2
+    assert trainer.next_steps()[0] == "nnUNetv2_train 11 2d_iaclth_residual 0 -tr nnUNetTrainerIACRetrofit"
 
 
 @NO_PICTURES
