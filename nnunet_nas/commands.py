@@ -9,6 +9,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from nnunet_nas.errors import printable
+
 DEFAULT_PLANS = "nnUNetPlans"
 STOCK_TRAINER = "nnUNetTrainer"
 
@@ -116,4 +118,4 @@ def _options(plans: str, trainer: str | None) -> list[str]:
 
 
 def _spelt(*words: int | str | Path) -> str:
-    return shlex.join(str(word) for word in words)
+    return shlex.join(printable(str(word)) for word in words)

@@ -160,7 +160,11 @@ def check_workers() -> Rows:
         too_many = workers > 2 * usable
         yield Check(_WORKERS, "warning" if too_many else "ok", found, mend if too_many else "")
     elif re.fullmatch(r"\s*\d+\s*", value):
-        yield Check(_WORKERS, "ok", f"{value}, {found}")
+        # It takes its number of threads from there: RuntimeError: set_num_threads expects a positive integer.
+        unplannable = not int(value)
+        reason = "; trainings load in their own process, but nnU-Net's planning does not take 0" if unplannable else ""
+        mend = f"plan with: env -u {_WORKERS} nnUNetv2_plan_and_preprocess ..." if unplannable else ""
+        yield Check(_WORKERS, "warning" if unplannable else "ok", f"{value}, {found}{reason}", mend)
     else:
         yield Check(_WORKERS, "problem", f"'{value}' is not a number of workers: training would stop", mend)
 

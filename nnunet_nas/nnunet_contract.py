@@ -325,6 +325,7 @@ CONTRACT: tuple[Used, ...] = (
         "nnunetv2.utilities.default_n_proc_DA:get_allowed_n_proc_DA",
         words="nnUNet_n_proc_DA",
     ),
+    *_used("doctor says that it takes no nnUNet_n_proc_DA=0", f"{_PLANNER}.static_estimate_VRAM_usage"),
     *_used("predictions are evaluated in as many processes", "nnunetv2.configuration:default_num_processes"),
     *_used("sets the number of processes", "nnunetv2.configuration", words="nnUNet_def_n_proc"),
     *_used("doctor says when torch.compile is on", f"{_TRAINER}._do_i_compile", words="nnUNet_compile"),

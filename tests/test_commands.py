@@ -53,3 +53,7 @@ def test_a_call_of_our_own_names_what_is_known():
 def test_names_that_a_shell_would_take_apart_are_quoted():
     command = commands.train(4, "2d small", plans="my plans")
     assert shlex.split(command) == ["nnUNetv2_train", "4", "2d small", "0", "-p", "my plans"]
+
+
+def test_a_name_does_not_speak_to_the_terminal():
+    assert commands.train(4, "2d\x1b[2J") == "nnUNetv2_train 4 '2d\\x1b[2J' 0"

@@ -41,7 +41,8 @@ def add_to_plans(args: argparse.Namespace, plans: Plans, derived: DerivedConfigu
     if getattr(args, "json", False):
         print(json.dumps({"configuration": derived.name, "plans": where, **derived.entry()}, indent=4))
     else:
-        print(f"{derived.name}: {'added to' if added else 'already in'} plans {where} of {plans.path.parent.name}")
+        verb = "added to" if added else "already in"
+        print(printable(f"{derived.name}: {verb} plans {where} of {plans.path.parent.name}"))
     return where
 
 
@@ -54,7 +55,7 @@ def quiet_output() -> Iterator[None]:
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """A table with a header line; the first `left` columns are left-aligned (words), the others right (numbers)."""
-    cells = [list(header), *[[printable(cell) for cell in row] for row in rows]]
+    cells = [[printable(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = []
     for row in cells:

@@ -47,6 +47,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_nas.cli.common import format_table, quiet_output, select_device
+from nnunet_nas.errors import printable
 from nnunet_nas.files import require_writable
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         report = job.run(settings, _progress)
     _print(report, args)
     for note in report.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(printable(f"note: {note}"), file=sys.stderr)
     if args.o is not None:
         pictures = job.write(report, args.o)
         print(f"written: {pictures} picture(s), comparison.json and cases.csv in {args.o}", file=sys.stderr)
@@ -163,15 +164,15 @@ def _print_text(report: Report) -> None:
 
     for position, model in enumerate(report.groups[0].models):
         runs = f"  ({len(model.runs)} runs)" if model.others else ""
-        print(f"{letter(position)}  {model.name}{runs}")
+        print(printable(f"{letter(position)}  {model.name}{runs}"))
     for table in report.tables:
-        print(f"\n{table.group.title}: {table.group.size}")
+        print(f"\n{printable(table.group.title)}: {table.group.size}")
         print(format_table(*tables.comparison_text(table)))
     if report.combined:
         print(f"\n{format_table(*tables.combined_text(report.combined))}")
     for group, costs in zip(report.groups, report.costs, strict=True):
         if any(cost.spec is not None for cost in costs):
-            title = f"\n{group.dataset}" if len(report.groups) > 1 else ""
+            title = f"\n{printable(group.dataset)}" if len(report.groups) > 1 else ""
             print(f"{title}\n{format_table(*tables.cost_text(group, costs), left=2)}")
 
 

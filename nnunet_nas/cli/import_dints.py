@@ -18,7 +18,7 @@ from pathlib import Path
 from nnunet_nas.cli.common import add_dataset_arguments, add_plans_arguments, add_to_plans, quiet_output
 from nnunet_nas.commands import train_and_predict
 from nnunet_nas.environment import find_preprocessed_dataset
-from nnunet_nas.errors import DataProblem, UsageError
+from nnunet_nas.errors import DataProblem, UsageError, printable
 from nnunet_nas.plans import Plans
 from nnunet_nas.settings import is_part_of_name
 
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         notes.append(memory_beside(spec, args.c, base))
     where = add_to_plans(args, plans, derived)
     for note in notes:
-        print(note, file=sys.stderr)
+        print(printable(note), file=sys.stderr)
     for command in train_and_predict(plans.number, derived.name, plans=where):
         print(f"next: {command}", file=sys.stderr)
     return 0

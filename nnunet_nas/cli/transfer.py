@@ -15,7 +15,7 @@ import sys
 from nnunet_nas.cli.common import add_dataset_arguments, add_plans_arguments, add_to_plans, quiet_output
 from nnunet_nas.commands import DEFAULT_PLANS, train_and_predict
 from nnunet_nas.environment import find_preprocessed_dataset
-from nnunet_nas.errors import UsageError
+from nnunet_nas.errors import UsageError, printable
 from nnunet_nas.methods import result_trainer
 from nnunet_nas.plans import Plans
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         derived, notes = transfer(found_configuration(source, name), plans, args.c)
     where = add_to_plans(args, plans, derived)
     for note in notes:
-        print(note, file=sys.stderr)
+        print(printable(note), file=sys.stderr)
     trainer = result_trainer(derived.provenance.method)
     for command in train_and_predict(plans.number, derived.name, plans=where, trainer=trainer):
         print(f"next: {command}", file=sys.stderr)

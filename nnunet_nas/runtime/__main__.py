@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from nnunet_nas.errors import DataProblem, EnvironmentProblem, NasError
+from nnunet_nas.errors import DataProblem, EnvironmentProblem, NasError, printable
 from nnunet_nas.runtime.predictor import DEFAULT_STEP, Predictor
 
 
@@ -23,7 +23,7 @@ def main() -> int:
     try:
         return _run(args)
     except NasError as error:
-        print(f"predict: {error}", file=sys.stderr)
+        print(printable(f"predict: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted: --continue_prediction goes on with what is missing", file=sys.stderr)
@@ -33,7 +33,7 @@ def main() -> int:
 def _run(args: argparse.Namespace) -> int:
     predictor = Predictor(args.m, step=args.step_size, mirroring=not args.disable_tta, threads=args.threads)
     if predictor.recipe.unverified:
-        print(f"WARNING: not verified against nnU-Net: {predictor.recipe.unverified}", file=sys.stderr)
+        print(printable(f"WARNING: not verified against nnU-Net: {predictor.recipe.unverified}"), file=sys.stderr)
     started = time.perf_counter()
     failed = 0
     cases = predictor.cases(args.i)
@@ -46,10 +46,10 @@ def _run(args: argparse.Namespace) -> int:
             predictor.predict(case.files, output)
         except DataProblem as error:
             # One bad image must not cost the others.
-            print(f"predict: {error}", file=sys.stderr)
+            print(printable(f"predict: {error}"), file=sys.stderr)
             failed += 1
             continue
-        print(f"{number}/{len(cases)} {output} ({time.perf_counter() - started:.1f} s)", file=sys.stderr)
+        print(printable(f"{number}/{len(cases)} {output} ({time.perf_counter() - started:.1f} s)"), file=sys.stderr)
     return DataProblem.exit_code if failed else 0
 
 

@@ -183,6 +183,8 @@ def read_recipe(folder: Path) -> Recipe:
     except (KeyError, TypeError, ValueError) as error:
         raise DataProblem(f"{path} is damaged ({type(error).__name__}: {error}): export the model again") from error
     for network in recipe.networks:
+        if not isinstance(network.file, str) or Path(network.file).name != network.file:
+            raise DataProblem(f"{path} names a network outside its folder ({network.file}): export the model again")
         _require_unchanged(folder / network.file, network.sha256)
     return recipe
 

@@ -113,6 +113,17 @@ def test_two_trained_models(compare, models):
     assert err == "next: nnUNetv2_predict -i INPUT_FOLDER -o OUTPUT_FOLDER -d 11 -c 2d -f 0 1\n"
 
 
+def test_names_in_summaries_do_not_speak_to_the_terminal(compare, models):
+    for model, dice in zip(models, ("NaN", "0.8"), strict=True):
+        summary = model / "fold_0/validation/summary.json"
+        content = json.loads(summary.read_text().replace("case_00", "case\\u001b[31m"))
+        content["metric_per_case"][0]["metrics"]["1"] = {"Dice": float(dice), "n_ref": 0}
+        summary.write_text(json.dumps(content))
+    _, out, err = compare("-d", 11, "-m", ONE, TWO)
+    assert "case\\x1b[31m" in err
+    assert "\x1b" not in out + err
+
+
 def test_the_next_command_is_for_the_model_that_is_no_worse(compare, models, nnunet_folders, fake_preprocessed):
     worse = [[0.6 - number / 100 for number in range(4)], [0.5, 0.51, 0.52]]
     train(nnunet_folders, fake_preprocessed, "nnUNetTrainer__nnUNetPlans__2d_bad", worse)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
 import nnunet_nas
 from nnunet_nas import diagnosis, nnunet_contract
@@ -301,7 +302,7 @@ class TestCompile:
     ("value", "usable", "status", "found"),
     [
         ("many", 4, "problem", "'many' is not a number of workers: training would stop"),
-        ("0", 4, "ok", "0, 4 CPU cores usable"),
+        ("2", 4, "ok", "2, 4 CPU cores usable"),
         (None, 64, "ok", "not set; nnU-Net takes 12 workers, 64 CPU cores usable"),
         (None, 2, "warning", "not set; nnU-Net takes 12 workers, 2 CPU cores usable"),
     ],
@@ -313,6 +314,16 @@ def test_workers_are_a_number_that_the_usable_cores_can_carry(monkeypatch, value
     monkeypatch.setattr(diagnosis, "_usable_cpus", lambda: usable)
     (check,) = diagnosis.check_workers()
     assert (check.status, check.found) == (status, found)
+
+
+def test_no_workers_are_no_number_to_plan_with(monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    (check,) = diagnosis.check_workers()
+    assert check.status == "warning"
+    assert check.found.endswith("usable; trainings load in their own process, but nnU-Net's planning does not take 0")
+    assert check.mend == "plan with: env -u nnUNet_n_proc_DA nnUNetv2_plan_and_preprocess ..."
+    with pytest.raises(RuntimeError, match="expects a positive integer"):  # the warning's reason: gone, both can go
+        ExperimentPlanner.static_estimate_VRAM_usage((8, 8), 1, 2, "torch.nn.Identity", {}, ())
 
 
 def test_little_shared_memory_matters_where_there_are_workers(monkeypatch, tmp_path, free_space):

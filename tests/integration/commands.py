@@ -35,10 +35,10 @@ _FORKS.set_forkserver_preload(LIBRARIES.split() if sys.platform == "linux" else 
 
 
 def environment(root, extra=None):
-    """nnU-Net's folders below `root`, no external trainers unless `extra` names them; one process where nnU-Net lets us
-    choose, because each imports torch anew.
+    """nnU-Net's folders below `root`, no external trainers and no choice of workers unless `extra` makes it (planning
+    does not take 0); one process where nnU-Net lets us choose, because each imports torch anew.
     """
-    variables = {key: value for key, value in os.environ.items() if key != "nnUNet_extTrainer"}
+    variables = {key: value for key, value in os.environ.items() if key not in ("nnUNet_extTrainer", *LOADING)}
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (root / name).mkdir(exist_ok=True)
         variables[name] = str(root / name)

@@ -51,6 +51,15 @@ def test_a_network_that_is_missing_is_named(folder):
         read_recipe(folder)
 
 
+@pytest.mark.parametrize("file", ["../fold_0.onnx", "/etc/passwd", 7])
+def test_a_network_outside_the_folder_is_refused(folder, file):
+    network = {"file": file, "fold": "0", "sha256": file_digest(folder / "fold_0.onnx")}
+    (folder.parent / "fold_0.onnx").write_bytes(b"network")
+    _change(folder, networks=[network])
+    with pytest.raises(DataProblem, match="names a network outside its folder"):
+        read_recipe(folder)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}'])
 def test_what_is_no_recipe_is_refused_in_one_line(content, tmp_path):
     (tmp_path / RECIPE).write_text(content)
