@@ -31,6 +31,12 @@ def test_the_cells(study):
     assert sum(cell.dataset == 1 for cell in cells) == 2 * 9
 
 
+def test_a_data_set_is_planned_for_its_own_bases(content):
+    bases = {"plain": {"configuration": "2d"}, "deep": {"configuration": "3d_fullres", "datasets": [2]}}
+    study = read_study({**content, "bases": bases, "methods": {}}, SCHEMA)
+    assert (study.configurations(1), study.configurations(2)) == (["2d"], ["2d", "3d_fullres"])
+
+
 def test_what_each_step_waits_for(study):
     def needs(method, dataset=1):
         cell = Cell(dataset, "plain", method, 0)

@@ -7,9 +7,11 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from nas_study import records, steps, tables
 from nas_study.grid import Cell, derived, predicted, read_study, trained
 from nas_study.pictures import figure_of
@@ -151,6 +153,90 @@ def test_a_step_takes_a_free_gpu(study, monkeypatch):
             assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,3"
+
+
+def test_a_selection_takes_a_free_gpu_too(study, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    study.content["device"] = "cuda"
+    seen = []
+
+    def run(words, log):
+        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        return json.dumps({"selected": {"configuration": "a_s0_xtiny4", "cap": 4}})
+
+    monkeypatch.setattr(steps, "run", run)
+    with FileLock("locks/gpu_0.lock"):
+        steps.derive(study, Cell(5, "a", "tiny", 0))
+    assert seen == ["3"]
+
+
+def test_a_step_waits_for_a_gpu(study, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    study.content["device"] = "cuda"
+    Path("locks").mkdir()
+    others = [FileLock(f"locks/gpu_{gpu}.lock") for gpu in (0, 3)]
+    for other in others:
+        other.acquire()
+    monkeypatch.setattr(steps.time, "sleep", lambda seconds: others[1].release())
+    with steps.one_gpu(study):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+    others[0].release()
+
+
+@pytest.mark.parametrize(("device", "variables"), [("cpu", {}), ("cuda", {"SLURM_JOB_ID": "7"})])
+def test_a_gpu_is_not_chosen_where_there_is_none_or_slurm_has_done_so(study, monkeypatch, device, variables):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    study.content["device"] = device
+    with steps.one_gpu(study):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,3"
+
+
+def test_gpus_of_the_machine_are_counted_without_their_parts(monkeypatch):
+    listed = (
+        "GPU 0: NVIDIA H100 (UUID: GPU-1)\n  MIG 1g.10gb Device 0: (UUID: MIG-2)\nGPU 1: NVIDIA H100 (UUID: GPU-3)\n"
+    )
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(steps.subprocess, "run", lambda *words, **options: SimpleNamespace(stdout=listed))
+    assert steps.visible_gpus() == ["0", "1"]
+
+
+def test_planning_does_not_see_the_choice_of_no_workers(study, monkeypatch, nnunet_folders):
+    raw = nnunet_folders / "nnUNet_raw" / "Dataset005_Five"
+    for name in ("imagesTs", "labelsTs"):
+        (raw / name).mkdir(parents=True)
+        (raw / name / "case.nii.gz").touch()
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    seen = {}
+
+    def run(words, **options):
+        seen[words[0]] = options["env"].get("nnUNet_n_proc_DA")
+        return SimpleNamespace(returncode=1, stdout="")
+
+    monkeypatch.setattr(steps.subprocess, "run", run)
+    with pytest.raises(steps.StepFailed):
+        steps.plan(study, 5)
+    assert seen == {"nnUNetv2_plan_and_preprocess": None}
+
+
+def test_a_kill_in_a_prediction_costs_that_prediction(tmp_path):
+    for number, name in enumerate(("b.png", "a.png", "dataset.json", "plans.json")):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (number, number))
+    steps.drop_newest(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.png", "dataset.json", "plans.json"]
+    steps.drop_newest(tmp_path / "none")
+
+
+@pytest.mark.parametrize(("text", "whole"), [(None, False), ("", False), ('{"mean": {', False), ("{}", True)])
+def test_an_evaluation_that_was_killed_is_none(tmp_path, text, whole):
+    if text is not None:
+        (tmp_path / "summary.json").write_text(text)
+    assert steps.is_whole(tmp_path / "summary.json") is whole
 
 
 def test_a_command_that_fails_is_quoted(tmp_path):

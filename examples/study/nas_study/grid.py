@@ -212,6 +212,11 @@ class Study:
             for seed in self.content["seeds"]
         ]
 
+    def configurations(self, dataset: int) -> list[str]:
+        """Of the user's plans, that the bases of a data set start from."""
+        bases = self.content["bases"].values()
+        return sorted({base["configuration"] for base in bases if dataset in base.get("datasets", self.datasets)})
+
     def methods_of(self, dataset: int, base: str) -> list[str]:
         """The base itself, then the methods that apply; what is transferred to a data set is not found there."""
         found = [BASE]

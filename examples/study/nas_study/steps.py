@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -118,7 +119,8 @@ def visible_gpus() -> list[str]:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return []
-    return [str(number) for number, line in enumerate(listed.splitlines()) if line.startswith("GPU")]
+    # The parts of a card that is divided (MIG) are listed below it.
+    return [str(number) for number, _ in enumerate(re.findall(r"^GPU ", listed, re.MULTILINE))]
 
 
 def plan(study: Study, dataset: int) -> dict[str, Any]:
@@ -131,7 +133,7 @@ def plan(study: Study, dataset: int) -> dict[str, Any]:
         run(["nnunet_nas", "phantom", "-d", dataset, *options], log)
     raw = find_dataset("nnUNet_raw", str(dataset), "put the raw data there, in nnU-Net's format")
     _require_holdout(raw)
-    wanted = sorted({entry["configuration"] for entry in study.content["bases"].values()})
+    wanted = study.configurations(dataset)
     processes = ["-np", os.environ.get("nnUNet_def_n_proc", "4")]
     plans_file = folder_from_environment("nnUNet_preprocessed") / raw.name / f"{study.content['plans']}.json"
     if not plans_file.exists() and study.content["plans"] == "nnUNetPlans":
@@ -288,7 +290,7 @@ def _select(study: Study, cell: Cell) -> dict[str, Any]:
     wanted = {"rule": "paper", **wanted}
     options = {"rule": "-rule", "metric": "-metric", "images": "-n", "horizon": "-horizon", "budget": "-race_budget"}
     words += [word for key, option in options.items() if key in wanted for word in (option, wanted[key])]
-    with alone(f"select_{cell.dataset}_{cell.configuration}"):
+    with alone(f"select_{cell.dataset}_{cell.configuration}"), one_gpu(study):
         report = json.loads(run(words, Path(cell.folder) / "derive.log"))
     return {"configuration": report["selected"]["configuration"], "cap": report["selected"]["cap"]}
 
@@ -440,7 +442,7 @@ def train(study: Study, cell: Cell, fold: int | str) -> dict[str, Any]:
     with alone(f"train_{cell.dataset}_{trainer}_{configuration}_{fold}"), one_gpu(study):
         model = _model(study, cell, trainer, configuration)
         summary = model / f"fold_{fold}" / "validation" / "summary.json"
-        folder = _train(study, cell, model, fold, summary.exists)
+        folder = _train(study, cell, model, fold, lambda: is_whole(summary))
     past = read_checkpoint(folder / FINAL, "train again", ["logging"])["logging"]
     times = zip(past["epoch_start_timestamps"], past["epoch_end_timestamps"], strict=False)
     iterations = len(past["epoch_end_timestamps"]) * _iterations_per_epoch(study, cell, configuration, trainer)
@@ -488,7 +490,8 @@ def predict(study: Study, cell: Cell) -> dict[str, Any]:
     output = Path(cell.folder) / "predictions" / configuration
     summary = output / "summary.json"
     started = time.time()
-    if not summary.exists():
+    if not is_whole(summary):
+        drop_newest(output)
         words = ["nnUNetv2_predict", "-i", raw / "imagesTs", "-o", output, "-d", cell.dataset, "-c", configuration]
         words += ["-f", *study.folds, "-p", study.plans, "-tr", found["trainer"], "-device", study.content["device"]]
         words += ["-npp", "1", "-nps", "1", "--continue_prediction"]
@@ -504,6 +507,22 @@ def predict(study: Study, cell: Cell) -> dict[str, Any]:
         **complexity_of(spec).to_json(),
         "to_train_mib": training_memory(spec, frozen=found["trainer"] == retrofit_trainer()).total,
     }
+
+
+def is_whole(summary: Path) -> bool:
+    """Whether an evaluation was written to its end; nnU-Net writes in place."""
+    try:
+        json.loads(summary.read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def drop_newest(folder: Path) -> None:
+    """Removes the prediction that an attempt before may have been killed in; one process writes them in turn."""
+    written = [path for path in folder.glob("*") if path.suffix != ".json"]
+    if written:
+        max(written, key=lambda path: path.stat().st_mtime_ns).unlink()
 
 
 def record_of(step: str, what: str, fold: str | None) -> str:
