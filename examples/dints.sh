@@ -6,11 +6,13 @@ usage() {
     cat <<'USAGE'
 usage: examples/dints.sh DATASET CONFIGURATION FOLD [DEVICE] [TRAINER]
 
-DiNTS search, training of the found network and of the configuration itself with the same trainer,
-prediction of imagesTs with both, and a paired comparison where labelsTs has the labels.
+DiNTS search, training of the found network, of the configuration itself and of the control, nnU-Net's
+own network made as wide as the found one's training memory allows, with the same trainer, prediction of
+imagesTs with all of them, and paired comparisons where labelsTs has the labels.
 nnU-Net's three environment variables must be set, the data set preprocessed. Steps that are
 finished are left out. With the default settings this takes 16 to 75 days on two CPU cores, by
-timings of single steps (examples/dints.md); on a GPU it was not measured. The search's log begins
+timings of single steps (examples/dints.md), and the control's training comes on top; on a GPU it was
+not measured. The search's log begins
 with an estimate for the machine that it runs on. nnunet_nas set_search -m dints shows and changes
 the settings.
 USAGE
@@ -45,9 +47,15 @@ predict() {
 nnUNet_extTrainer=$searching train "$configuration" nnUNetTrainerDiNTSSearch
 tag=; [ "$fold" = 0 ] || tag=_f$fold
 found=${configuration}_dints$tag
-train "$found" "$trainer"
-train "$configuration" "$trainer"
-predict "$configuration"
-predict "$found"
-nnunet_nas info -d "$dataset" -c "$configuration" "$found"
-nnunet_nas compare -m "$out/$configuration" "$out/$found"
+# What it has to beat; the configuration itself where that needs as much memory.
+control=$(nnunet_nas add_width -d "$dataset" -c "$configuration" -as "$found" --json |
+    python -c 'import json, sys; print(json.load(sys.stdin)["configuration"])')
+networks=("$configuration" "$found")
+[ "$control" = "$configuration" ] || networks+=("$control")
+for network in "${networks[@]}"; do
+    train "$network" "$trainer"
+    predict "$network"
+done
+nnunet_nas info -d "$dataset" -c "${networks[@]}"
+nnunet_nas compare -m "$out/$control" "$out/$found"
+[ "$control" = "$configuration" ] || nnunet_nas compare -m "$out/$configuration" "$out/$found" "$out/$control"

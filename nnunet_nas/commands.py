@@ -99,6 +99,11 @@ def ours(
     return _spelt("nnunet_nas", command, "-d", dataset, *chosen, *_options(plans, None), *words)
 
 
+def control(dataset: int | str, base: str, found: str, *, plans: str = DEFAULT_PLANS) -> str:
+    """The call that adds what a found configuration has to beat: the base's network, as wide as its memory allows."""
+    return ours("add_width", dataset, base, "-as", found, plans=plans)
+
+
 def set_search(
     method: str,
     *assignments: str,

@@ -7,8 +7,9 @@ normalisations, activations and sums are not (torch's own `FlopCounterMode` deci
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -55,19 +56,13 @@ def complexity_of(spec: NetworkSpec) -> Complexity:
     Raises:
         DataProblem: nnU-Net cannot build the network, or it does not fit its patch size.
     """
-    network = build_without_weights(spec)
-    shape = (1, spec.input_channels, *spec.patch_size)
+    network, shape = build_without_weights(spec), training_shape(spec)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     stored = sum(tensor.numel() * tensor.element_size() for tensor in (*network.parameters(), *network.buffers()))
-    try:
+    with _processing(spec):
         macs = count_macs(network, shape)
         inference = inference_bytes(network, shape)
         training = training_bytes(network, shape)
-    except NETWORK_ERRORS as error:
-        raise DataProblem(
-            f"{spec.architecture['network_class_name']} cannot process its patch size "
-            f"{'x'.join(map(str, spec.patch_size))} ({one_line(error)}): correct the configuration or plan again"
-        ) from error
     return Complexity(
         parameters=parameters,
         macs=macs,
@@ -76,6 +71,30 @@ def complexity_of(spec: NetworkSpec) -> Complexity:
         training_mib=training / MIB,
         checkpoint_mib=(stored + 4 * parameters) / MIB,
     )
+
+
+def macs_of(spec: NetworkSpec) -> int:
+    """The multiply-accumulates of `complexity_of` alone, in half of the time; raises as it does."""
+    network = build_without_weights(spec)
+    with _processing(spec):
+        return count_macs(network, training_shape(spec))
+
+
+def training_shape(spec: NetworkSpec) -> tuple[int, ...]:
+    """A batch of one patch."""
+    return (1, spec.input_channels, *spec.patch_size)
+
+
+@contextlib.contextmanager
+def _processing(spec: NetworkSpec) -> Iterator[None]:
+    """Inside, a network that does not fit its patch size is a DataProblem."""
+    try:
+        yield
+    except NETWORK_ERRORS as error:
+        raise DataProblem(
+            f"{spec.architecture['network_class_name']} cannot process its patch size "
+            f"{'x'.join(map(str, spec.patch_size))} ({one_line(error)}): correct the configuration or plan again"
+        ) from error
 
 
 def count_macs(network: nn.Module, shape: Sequence[int]) -> int:

@@ -34,6 +34,7 @@ class Method:
         averaged: function from several such histories and their names to `Dynamics`; None where there is none.
         cost: function from a network and settings to the phases of `search_cost`; None where they cannot be told.
         retrofit_cost: likewise, of the retrofit of what a search can find, from the retrofit's settings as well.
+        has_control: whether its results stand beside nnU-Net's own network, made as wide as their memory allows.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Method:
     averaged: str | None = None
     cost: str | None = None
     retrofit_cost: str | None = None
+    has_control: bool = False
 
     @property
     def trainer_name(self) -> str | None:
@@ -140,6 +142,7 @@ METHODS = {
             history="nnunet_nas.dints.history:TopologyHistory",
             dynamics="nnunet_nas.dints.dynamics:dynamics",
             cost="nnunet_nas.dints.cost:phases",
+            has_control=True,
         ),
         Method(
             "distill",
@@ -154,6 +157,7 @@ METHODS = {
         ),
         Method("skip", in_backbone=True),
         Method("encoder"),
+        Method("width"),
     )
 }
 
@@ -195,6 +199,12 @@ def result_trainer(name: str | None) -> str | None:
     """
     method = METHODS.get(str(name))
     return retrofit_trainer() if method is not None and method.in_backbone and method.searches else None
+
+
+def has_control(name: str | None) -> bool:
+    """Whether configurations of a method stand beside nnU-Net's own network, made as wide as their memory allows."""
+    method = METHODS.get(str(name))
+    return method is not None and method.has_control
 
 
 def part(reference: str | None) -> Any:

@@ -29,7 +29,7 @@ from nnunet_nas.distributed import average_gradients
 from nnunet_nas.errors import DataProblem, UsageError, exit_with_one_line
 from nnunet_nas.files import read_json
 from nnunet_nas.histories import HISTORY
-from nnunet_nas.methods import METHODS, result_trainer
+from nnunet_nas.methods import METHODS, has_control, result_trainer
 from nnunet_nas.plans import DerivedConfiguration, Plans, Provenance
 from nnunet_nas.precision import LossWatch, half_precision
 from nnunet_nas.randomness import seed_everything
@@ -414,8 +414,15 @@ class SearchTrainer(ResumableTrainer):
         self._added = True
         names = ", ".join(item.name for item in derived)
         self.print_to_log_file(f"{'Added to' if added else 'Already in'} {self.plans.path}: {names}")
+        self._print_next_steps()
+
+    def _print_next_steps(self) -> None:
         for command in self.next_steps():
             self.print_to_log_file("next:", command, add_timestamp=False)
+        if has_control(self.settings.method):
+            found, plans = self.result_name(), self.plans
+            control = commands.control(plans.number, self.configuration_name, found, plans=plans.name)
+            self.print_to_log_file("control:", control, add_timestamp=False)
 
     def _otherwise(self) -> str:
         """What to do if the result cannot be added; the finished search is kept."""
@@ -435,8 +442,7 @@ class SearchTrainer(ResumableTrainer):
         if self._added or self.local_rank != 0:  # right after the search, which ended with the same lines
             return
         self.print_to_log_file("A search has no model to validate; train its result:", add_timestamp=False)
-        for command in self.next_steps():
-            self.print_to_log_file("next:", command, add_timestamp=False)
+        self._print_next_steps()
 
     def _require_untouched(self) -> None:
         """A new search must not cost the user an old one, nor end at a name that is taken."""

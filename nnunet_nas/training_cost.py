@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from nnunet_nas.architecture import NETWORK_ERRORS, NetworkSpec, build_without_weights, one_line
-from nnunet_nas.complexity import MIB, kept_mib, step_macs
+from nnunet_nas.complexity import MIB, kept_mib, step_macs, training_shape
 from nnunet_nas.errors import DataProblem
 
 # Of nnU-Net's own trainer: 1000 epochs of 250 iterations.
@@ -100,11 +100,6 @@ def memory_beside(spec: NetworkSpec, base: str, base_spec: NetworkSpec) -> str:
         f"training needs {needed} at batch {spec.batch_size} of {patch} in float32, {needed.total / own.total:.2f} "
         f"times what {base} does, {own}"
     )
-
-
-def training_shape(spec: NetworkSpec) -> tuple[int, ...]:
-    """A batch of one patch."""
-    return (1, spec.input_channels, *spec.patch_size)
 
 
 def plain_step(spec: NetworkSpec) -> int:

@@ -7,17 +7,40 @@ channels of the finest stage. What a network costs grows with each of its stages
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import Any
 
-from nnunet_nas.errors import BudgetProblem
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 
-if TYPE_CHECKING:
-    from nnunet_nas.architecture import NetworkSpec
+from nnunet_nas.architecture import NetworkSpec, build_without_weights
+from nnunet_nas.complexity import macs_of
+from nnunet_nas.errors import BudgetProblem, DataProblem, UsageError
+from nnunet_nas.training_cost import training_memory
 
 # Channels of the finest stage; nnU-Net plans 32.
 WIDEST = 2**13
+_OWN = (PlainConvUNet, ResidualEncoderUNet)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a limit is of.
+
+    Attributes:
+        unit: in words.
+        of: counts a network; grows with its channels.
+    """
+
+    unit: str
+    of: Callable[[NetworkSpec], float]
+
+
+MEMORY = Measure("MiB of training memory", lambda spec: training_memory(spec).total)
+MACS = Measure("multiply-accumulates", macs_of)
 
 
 def proportional_features(features_per_stage: Sequence[int], width: int) -> list[int]:
@@ -34,31 +57,80 @@ def largest(most: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
+def planned_features(spec: NetworkSpec) -> list[int]:
+    """Channels per stage of one of nnU-Net's own networks, the finest first.
+
+    Raises:
+        DataProblem: another network, whose channels are not its stages' alone.
+    """
+    kind, features = type(build_without_weights(spec)), spec.architecture["arch_kwargs"].get("features_per_stage")
+    if kind not in _OWN:
+        names = " or ".join(known.__name__ for known in _OWN)
+        raise DataProblem(f"its network is {kind.__name__}, not nnU-Net's {names}: choose a configuration with one")
+    if not isinstance(features, list) or not all(isinstance(size, int) and size > 0 for size in features):
+        raise DataProblem(
+            f"features_per_stage must be a list of channels, not {reprlib.repr(features)}: plan the data set again "
+            f"with nnUNetv2_plan_experiment"
+        )
+    return features
+
+
 def with_width(spec: NetworkSpec, width: int) -> NetworkSpec:
     """A network with `width` channels at the finest stage and the others in proportion."""
-    return spec.with_features(proportional_features(spec.architecture["arch_kwargs"]["features_per_stage"], width))
+    features: Any = spec.architecture["arch_kwargs"]["features_per_stage"]
+    return spec.with_features(proportional_features(features, width))
 
 
-def widest_within(spec: NetworkSpec, limit: float, cost: Callable[[NetworkSpec], float]) -> NetworkSpec:
-    """The widest network in proportion whose cost is within a limit.
+def width_of(spec: NetworkSpec) -> int:
+    """Channels of the finest stage."""
+    return int(spec.architecture["arch_kwargs"]["features_per_stage"][0])
+
+
+def step_between(spec: NetworkSpec) -> int:
+    """The smallest width of which nnU-Net can build all multiples: 1, or more where norms work on groups of channels.
+
+    Raises:
+        DataProblem: nnU-Net cannot build the network as it is planned.
+    """
+    planned = width_of(spec)
+    for step in (divisor for divisor in range(1, planned) if planned % divisor == 0):
+        try:
+            build_without_weights(with_width(spec, step))
+        except DataProblem:
+            continue
+        return step
+    build_without_weights(spec)
+    return planned
+
+
+def widest_within(spec: NetworkSpec, limit: float, measure: Measure, *, step: int = 1) -> NetworkSpec:
+    """The widest network in proportion that is within a limit.
 
     Args:
         spec: of the base.
-        limit: in the unit of `cost`.
-        cost: of a network, which grows with its channels.
+        limit: in the unit of the measure.
+        measure: of what the limit is.
+        step: widths are multiples of it.
 
     Raises:
-        BudgetProblem: one channel at the finest stage costs more.
+        BudgetProblem: the narrowest is not.
+        UsageError: a limit that allows more than any machine has.
     """
 
     @cache
-    def fits(width: int) -> bool:
-        return cost(with_width(spec, width)) <= limit
+    def cost(steps: int) -> float:
+        return measure.of(with_width(spec, steps * step))
 
+    if cost(1) > limit:
+        raise BudgetProblem(
+            f"the narrowest network, {step} at the finest stage, needs {math.ceil(cost(1))} {measure.unit}: "
+            f"a limit of {limit:.10g} must be raised to that"
+        )
     most = 1
-    while most < WIDEST and fits(most):
+    while cost(most) <= limit:
         most *= 2
-    widest = largest(most, fits)
-    if not fits(widest):
-        raise BudgetProblem(f"the narrowest network costs {cost(with_width(spec, 1)):.6g}, more than {limit:.6g}")
-    return with_width(spec, widest)
+        if most * step > WIDEST:
+            raise UsageError(
+                f"{WIDEST} channels at the finest stage need less than {limit:.10g} {measure.unit}: give a lower limit"
+            )
+    return with_width(spec, step * largest(most, lambda steps: cost(steps) <= limit))

@@ -50,6 +50,11 @@ def test_a_call_of_our_own_names_what_is_known():
     assert commands.ours("select_tiny", 4, "2d", "-n", "9", plans="P") == "nnunet_nas select_tiny -d 4 -c 2d -p P -n 9"
 
 
+def test_the_control_of_a_found_configuration():
+    assert commands.control(4, "3d", "3d_dints") == "nnunet_nas add_width -d 4 -c 3d -as 3d_dints"
+    assert commands.control(4, "3d", "x", plans="P") == "nnunet_nas add_width -d 4 -c 3d -p P -as x"
+
+
 def test_names_that_a_shell_would_take_apart_are_quoted():
     command = commands.train(4, "2d small", plans="my plans")
     assert shlex.split(command) == ["nnUNetv2_train", "4", "2d small", "0", "-p", "my plans"]

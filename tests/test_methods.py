@@ -20,6 +20,7 @@ from nnunet_nas.methods import (
     METHODS,
     Dynamics,
     Method,
+    has_control,
     part,
     result_trainer,
     retrofit_trainer,
@@ -61,9 +62,11 @@ def test_what_the_table_says_of_today():
         "schedule": None,
         "skip": None,
         "encoder": None,
+        "width": None,
         None: None,
         "unheard of": None,
     }
+    assert [name for name in (*METHODS, None, "unheard of") if has_control(name)] == ["dints"]
 
 
 def test_nnunet_finds_every_trainer_where_it_is_told_to_look():

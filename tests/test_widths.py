@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from nnunet_nas import widths
 from nnunet_nas.architecture import NetworkSpec
-from nnunet_nas.errors import BudgetProblem
+from nnunet_nas.errors import BudgetProblem, UsageError
 
 FEATURES = st.lists(st.integers(1, 64), min_size=1, max_size=6)
 
@@ -19,8 +19,11 @@ def features_of(network):
     return network.architecture["arch_kwargs"]["features_per_stage"]
 
 
+CHANNELS = widths.Measure("channels", lambda network: sum(features_of(network)))
+
+
 def channels(network):
-    return sum(features_of(network))
+    return CHANNELS.of(network)
 
 
 @pytest.mark.parametrize(
@@ -49,21 +52,34 @@ def test_the_largest_that_fits(limit, found):
 
 def test_the_widest_by_hand():
     # Of (2, 4, 4) at width w there are 5 w channels: 27 allow 5 of them, 25, and not 6.
-    found = widths.widest_within(spec([2, 4, 4]), 27, channels)
+    found = widths.widest_within(spec([2, 4, 4]), 27, CHANNELS)
     assert features_of(found) == [5, 10, 10]
-    assert features_of(widths.widest_within(spec([2, 4, 4]), 25, channels)) == [5, 10, 10]
-    with pytest.raises(BudgetProblem, match="costs 5, more than 4"):
-        widths.widest_within(spec([2, 4, 4]), 4, channels)
+    assert features_of(widths.widest_within(spec([2, 4, 4]), 25, CHANNELS)) == [5, 10, 10]
+    with pytest.raises(BudgetProblem, match="1 at the finest stage, needs 5 channels: a limit of 4 must"):
+        widths.widest_within(spec([2, 4, 4]), 4, CHANNELS)
+
+
+def test_in_steps_of_groups_by_hand():
+    # Multiples of 4: (4, 8, 8) is 20, (8, 16, 16) is 40.
+    assert features_of(widths.widest_within(spec([2, 4, 4]), 59, CHANNELS, step=4)) == [8, 16, 16]
+    with pytest.raises(BudgetProblem, match="4 at the finest stage, needs 20 channels"):
+        widths.widest_within(spec([2, 4, 4]), 19, CHANNELS, step=4)
+
+
+def test_a_limit_beyond_any_machine_is_refused():
+    assert widths.width_of(widths.widest_within(spec([1]), 8191, CHANNELS)) == 8191
+    with pytest.raises(UsageError, match=r"8192 channels at the finest stage need less than 1e\+10 channels"):
+        widths.widest_within(spec([1]), 1e10, CHANNELS)
 
 
 @given(FEATURES, st.integers(1, 3000))
 def test_the_widest_fits_and_one_wider_does_not(features, limit):
     if limit < channels(widths.with_width(spec(features), 1)):
         with pytest.raises(BudgetProblem):
-            widths.widest_within(spec(features), limit, channels)
+            widths.widest_within(spec(features), limit, CHANNELS)
         return
-    found = widths.widest_within(spec(features), limit, channels)
-    width = features_of(found)[0]
+    found = widths.widest_within(spec(features), limit, CHANNELS)
+    width = widths.width_of(found)
     assert found == widths.with_width(spec(features), width)
     assert channels(found) <= limit < channels(widths.with_width(spec(features), width + 1))
 

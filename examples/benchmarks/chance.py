@@ -31,7 +31,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ from nnunet_nas.iac import sampling
 from nnunet_nas.iac.genotype import Genotype
 from nnunet_nas.iac.sampling import random_genotype
 from nnunet_nas.training_cost import training_memory
-from nnunet_nas.widths import widest_within
+from nnunet_nas.widths import MACS, MEMORY, widest_within
 
 # Before nnU-Net reads its folders: what trainers write beside their result goes away with the process.
 _RESULTS = tempfile.TemporaryDirectory(prefix="chance_")
@@ -79,11 +79,8 @@ NETWORKS_HELP = (
     "own: nnU-Net's; equal: the same at the memory of what an arm has found; equal_macs: at its multiply-accumulates; "
     "within: random, within nnU-Net's memory; found: by the searches; random: of the same size"
 )
-# nnU-Net's own network at what an arm has found costs, median: the name of the network, that of its arm, the cost.
-EQUAL: tuple[tuple[str, str, Callable[[Any], float]], ...] = (
-    ("equal", "nnU-Net as {}", lambda spec: training_memory(spec).total),
-    ("equal_macs", "nnU-Net at the MACs of {}", lambda spec: complexity_of(spec).macs),
-)
+# nnU-Net's own network at what an arm has found costs, median: the name of the network, that of its arm, what it costs.
+EQUAL = (("equal", "nnU-Net as {}", MEMORY), ("equal_macs", "nnU-Net at the MACs of {}", MACS))
 RESAMPLES = 4000
 # Of fewer there is no interval worth the name.
 FEWEST_SEARCHES = 3
@@ -314,10 +311,10 @@ def networks_of(args: argparse.Namespace, trainer: Any, uniform: Any) -> dict[tu
     for arm in args.arms if {"found", "random", "equal", "equal_macs"} & set(args.networks) else ():
         rows = [row for row in rows_of(args.searches) if (row["dataset"], row["arm"]) == (str(args.dataset), arm)]
         answers = {row["seed"]: Topology.from_json(json.loads(row["topology"])) for row in rows}
-        for network, name, cost in EQUAL:
+        for network, name, measure in EQUAL:
             if network in args.networks:
-                limit = float(np.median([cost(trainer.spec_of(found)) for found in answers.values()]))
-                networks[name.format(arm), "0"] = (widest_within(own, limit, cost), NO_SIZE)
+                limit = float(np.median([measure.of(trainer.spec_of(found)) for found in answers.values()]))
+                networks[name.format(arm), "0"] = (widest_within(own, limit, measure), NO_SIZE)
         for seed, found in answers.items():
             topologies = {(arm, seed): found} if "found" in args.networks else {}
             if "random" in args.networks:

@@ -97,6 +97,7 @@ def plans(campaign: Campaign, seed: int) -> None:
     )
     others = (
         ("add_encoder", "-d", "11", "-c", "2d", "-m", "mobilenetv3_large"),
+        ("add_width", "-d", "11", "-c", "2d", "-width", "24"),
         ("import_dints", "-d", "11", "-c", "2d", "-code", str(_code(campaign.root))),
         ("select_tiny", "-d", "11", "-c", "2d", "-device", "cpu"),
         ("prove_tiny", "-d", "11", "-c", "2d", "-f", "0", "-widths", "16", "-device", "cpu"),

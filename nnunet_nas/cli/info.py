@@ -31,7 +31,15 @@ from nnunet_nas import commands
 from nnunet_nas.cli.common import add_dataset_arguments, format_table, quiet_output
 from nnunet_nas.environment import find_preprocessed_dataset
 from nnunet_nas.errors import DataProblem, printable
-from nnunet_nas.methods import METHODS, result_trainer, retrofit_trainer, retrofitted, settings_class, with_cost
+from nnunet_nas.methods import (
+    METHODS,
+    has_control,
+    result_trainer,
+    retrofit_trainer,
+    retrofitted,
+    settings_class,
+    with_cost,
+)
 from nnunet_nas.plans import Plans
 from nnunet_nas.settings import read_settings
 
@@ -89,6 +97,10 @@ def run(args: argparse.Namespace) -> int:
     if rows and not args.json:
         last = rows[-1]["configuration"]
         trainer = result_trainer(plans.method(last))
+        for name in (row["configuration"] for row in rows):
+            if has_control(plans.method(name)) and not plans.staleness(name):
+                base = plans.configurations[name]["inherits_from"]
+                print(f"control: {commands.control(plans.number, base, name, plans=args.p)}", file=sys.stderr)
         train = commands.train(plans.number, last, plans=args.p, trainer=trainer)
         print(f"next: {train}", file=sys.stderr)
     return 0

@@ -24,7 +24,7 @@ from nnunet_nas.cli.common import format_table
 from nnunet_nas.environment import dataset_names, dataset_number, find_preprocessed_dataset, folder_from_environment
 from nnunet_nas.errors import DataProblem, NasError, printable
 from nnunet_nas.files import read_json
-from nnunet_nas.methods import METHODS, part, result_trainer
+from nnunet_nas.methods import METHODS, has_control, part, result_trainer
 from nnunet_nas.plans import Plans
 
 SUMMARY = "list preprocessed data sets, plans and configurations"
@@ -119,6 +119,10 @@ def run(args: argparse.Namespace) -> int:
             if item.stale:
                 advice = "do not train it, run its search again"
                 print(printable(f"stale: {plans.file}: {item.name}: {item.stale}; {advice}"), file=sys.stderr)
+        for plans, item in listed if args.d is not None else []:
+            if has_control(item.method) and item.base and not item.stale:
+                control = commands.control(datasets[0].number, item.base, item.name, plans=plans.name)
+                print(f"control: {control}", file=sys.stderr)
         print(f"next: {_next_command(datasets, listed, in_detail=args.d is not None)}", file=sys.stderr)
     return 0
 

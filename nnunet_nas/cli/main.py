@@ -25,6 +25,7 @@ COMMANDS = (
     "transfer",
     "add_skip",
     "add_encoder",
+    "add_width",
     "import_dints",
     "compare",
     "export",

@@ -7,13 +7,13 @@ from dataclasses import replace
 import torch
 
 from nnunet_nas.architecture import NetworkSpec
-from nnunet_nas.complexity import step_macs
+from nnunet_nas.complexity import step_macs, training_shape
 from nnunet_nas.dints.settings import DiNTSSettings
 from nnunet_nas.dints.space import Space
 from nnunet_nas.dints.supernet import build_supernet
 from nnunet_nas.dints.topology import edges
 from nnunet_nas.search_cost import Phase
-from nnunet_nas.training_cost import plain_step, training_shape
+from nnunet_nas.training_cost import plain_step
 
 # Of the paper's 21k iterations 11k train network weights only.
 _WEIGHTS_ONLY_SHARE = 11 / 21

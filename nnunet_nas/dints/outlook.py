@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nnunet_nas.complexity import step_macs
+from nnunet_nas.complexity import step_macs, training_shape
 from nnunet_nas.dints.cost import mixture_macs
 from nnunet_nas.dints.operations import Level
 from nnunet_nas.dints.thin import lost_shares
 from nnunet_nas.precision import half_precision
-from nnunet_nas.training_cost import DEFAULT_STEPS, plain_step, share_of_default_training, training_shape
+from nnunet_nas.training_cost import DEFAULT_STEPS, plain_step, share_of_default_training
 
 if TYPE_CHECKING:
     from nnunet_nas.dints.trainers import nnUNetTrainerDiNTSSearch

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from nnunet_nas.architecture import NetworkSpec, build_without_weights
-from nnunet_nas.complexity import step_macs
+from nnunet_nas.complexity import step_macs, training_shape
 from nnunet_nas.iac.genotype import MOST_EXPENSIVE, cells_architecture
 from nnunet_nas.iac.settings import CellSettings
 from nnunet_nas.iac.supernet import IACSupernet
@@ -15,7 +15,6 @@ from nnunet_nas.search_cost import Phase
 from nnunet_nas.skips.cost import frozen_step, retrofit_phases
 from nnunet_nas.skips.settings import IACRetrofitSettings
 from nnunet_nas.skips.unet import require_skips
-from nnunet_nas.training_cost import training_shape
 
 
 def one_level(spec: NetworkSpec, settings: CellSettings) -> list[Phase]:

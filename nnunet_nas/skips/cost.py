@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nnunet_nas.architecture import NetworkSpec, build_without_weights
-from nnunet_nas.complexity import Complexity, step_macs
+from nnunet_nas.complexity import Complexity, step_macs, training_shape
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.search_cost import Phase
 from nnunet_nas.skips.settings import IACRetrofitSettings
 from nnunet_nas.skips.unet import SkipUNet
-from nnunet_nas.training_cost import plain_step, training_shape
+from nnunet_nas.training_cost import plain_step
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ COMMANDS = {
     "info": "",
     "add_skip": "-c 2d -m attention",
     "add_encoder": "-c 2d -m mobilenetv3_large",
+    "add_width": "-c 2d -width 24",
     "import_dints": "-c 2d -code CODE",
     "transfer": "-c 2d_bs4 -from 11:2d_found",
     "select_tiny": "-c 2d -device cpu",

@@ -125,6 +125,7 @@ def test_a_search_ends_in_a_configuration_that_stock_nnunet_trains(searchable):
     assert np.isfinite(np.stack([history.train_loss, history.val_loss, history.dice, history.expected_mib])).all()
     assert (history.budget_mib == trainer.budget_mib).all()
     assert "next: nnUNetv2_train 11 2d_dints 0\n" in log_of(trainer)
+    assert log_of(trainer).endswith("control: nnunet_nas add_width -d 11 -c 2d -as 2d_dints\n")
 
 
 @NO_PICTURES

@@ -134,9 +134,9 @@ def _macs(study: Study, cells: list[Cell], problems: list[str]) -> float:
 
 def _per_iteration(plans: Plans, base: dict[str, Any], counts_like: str, part: Part) -> float:
     from nnunet_nas.architecture import build_without_weights, network_spec
-    from nnunet_nas.complexity import count_macs
+    from nnunet_nas.complexity import count_macs, training_shape
     from nnunet_nas.search_cost import search_cost
-    from nnunet_nas.training_cost import plain_step, training_shape
+    from nnunet_nas.training_cost import plain_step
     from nnunet_nas.xtiny.widths import capped_features
 
     spec = network_spec(plans, base["configuration"])
