@@ -48,6 +48,11 @@ def test_what_each_step_waits_for(study):
     assert needs("longer") == ([TRAINED_BASE], [])
     assert needs("thin") == (["1/plain/topology/s0/derived.json"], [])
     assert needs("from1", dataset=2) == (["1/plain/topology/s0/derived.json"], [])
+    wide = {**study.content, "methods": {"topology": {"search": "dints"}, "wide": {"as_wide_as": "topology"}}}
+    wide["methods"] = {name: {**method, "bases": ["plain"]} for name, method in wide["methods"].items()}
+    assert read_study(wide, SCHEMA).derive_needs(Cell(2, "plain", "wide", 0))[1:] == [
+        "2/plain/topology/s0/derived.json"
+    ]
     assert study.derive_needs(Cell(1, "plain", "w8", 1))[0] == "1/plain/prepared_s1.json"
 
 
@@ -94,6 +99,11 @@ WRONG = {
         {"methods": {"a": {"search": "dints", "datasets": [1]}, "b": {"narrowed_to": "a"}}},
         "methods.b needs a on data set 2 and base plain, where the study has none",
     ),
+    "the reach of a width": (
+        {"methods": {"a": {"search": "dints", "datasets": [1]}, "b": {"as_wide_as": "a"}}},
+        "methods.b needs a on data set 2 and base plain, where the study has none",
+    ),
+    "a width as of nothing": ({"methods": {"b": {"as_wide_as": "a"}}}, "methods.b.as_wide_as: there is no method a"),
     "the reach of a comparison": (
         {"methods": {"a": {"width": 8, "bases": ["plain"]}, "b": {"width": 4, "against": "a"}}},
         "methods.b needs a on data set 2 and base narrow, where the study has none",

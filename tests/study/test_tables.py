@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,9 +133,21 @@ def test_the_interval_holds_cases_and_seeds():
     assert high > 0.64
 
 
-@pytest.mark.parametrize(("limit", "found"), [(0, 1), (1, 1), (7, 7), (99, 64)])
-def test_the_largest_that_fits(limit, found):
-    assert steps.largest(64, lambda number: number <= limit) == found
+def test_as_wide_as_asks_for_the_width_that_fits_what_was_found(study, monkeypatch):
+    content = {**study.content, "methods": {"found": {"search": "dints"}, "wide": {"as_wide_as": "found"}}}
+    asked = []
+
+    def run(words, log):
+        asked.append((shlex.join(map(str, words)), str(log)))
+        return json.dumps({"configuration": "a_s1_w40"})
+
+    monkeypatch.setattr(steps, "run", run)
+    monkeypatch.setattr(steps, "_done", lambda path: {"configuration": f"what {path} found"})
+    cell = Cell(5, "a", "wide", 1)
+    assert steps.derive(read_study(content, SCHEMA), cell)["configuration"] == "a_s1_w40"
+    other = "what 5/a/found/s1/derived.json found"
+    call = f"nnunet_nas add_width -d 5 -c {cell.configuration} -p {study.plans} -as {shlex.quote(other)} --json"
+    assert asked == [(call, f"{cell.folder}/derive.log")]
 
 
 def test_several_gpus_are_shared_out(monkeypatch):

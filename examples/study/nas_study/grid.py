@@ -31,7 +31,10 @@ DEFAULTS = {
     "methods": {},
 }
 # Each method is one of these kinds, by the key that it has.
-KINDS = ("width", "select", "search", "skip", "narrowed_to", "control_of", "transfer")
+KINDS = ("width", "select", "search", "skip", "narrowed_to", "as_wide_as", "control_of", "transfer")
+# Kinds that wait for what another method on the same data set and base found, and keys that name one.
+_SIZED_BY = ("narrowed_to", "as_wide_as")
+_NAMES_ANOTHER = (*_SIZED_BY, "control_of", "against")
 CELL_SEARCHES = ("iac", "iac_lth")
 
 
@@ -98,7 +101,7 @@ class Study:
         known = set(cells)
         for cell in cells:
             method = self.method(cell)
-            needed = [cell.of(method[key]) for key in ("narrowed_to", "control_of", "against") if key in method]
+            needed = [cell.of(method[key]) for key in _NAMES_ANOTHER if key in method]
             needed += [self.source(cell)] if "transfer" in method else []
             for other in needed:
                 if other not in known:
@@ -134,7 +137,7 @@ class Study:
         place = f"methods.{name}"
         if len(kinds) != 1:
             raise UsageError(f"{place} must have exactly one of {', '.join(KINDS)}, not {', '.join(kinds) or 'none'}")
-        for key in ("narrowed_to", "control_of", "against"):
+        for key in _NAMES_ANOTHER:
             if key in method and method[key] != BASE:
                 self._known("method", [method[key]], methods, f"{place}.{key}")
         self._known("base", method.get("bases", []), self.content["bases"], f"{place}.bases")
@@ -247,8 +250,8 @@ class Study:
         needs = [prepared(cell)]
         if kind == "search" and method["search"] in CELL_SEARCHES:
             needs += [trained(cell.of(BASE), fold) for fold in self.folds[:1]]
-        if kind == "narrowed_to":
-            needs.append(derived(cell.of(method["narrowed_to"])))
+        if kind in _SIZED_BY:
+            needs.append(derived(cell.of(method[kind])))
         if kind == "control_of":
             needs += [trained(cell.of(BASE), fold) for fold in self.folds]
             if method.get("as_long_as") == "seconds":

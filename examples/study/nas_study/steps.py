@@ -342,6 +342,7 @@ def _narrowed_to(study: Study, cell: Cell) -> dict[str, Any]:
     """The widest base that trains in no more memory than what another method found."""
     from nnunet_nas.architecture import network_spec
     from nnunet_nas.training_cost import training_memory
+    from nnunet_nas.widths import largest
     from nnunet_nas.xtiny.widths import capped_features
 
     plans = _plans(study, cell)
@@ -355,13 +356,11 @@ def _narrowed_to(study: Study, cell: Cell) -> dict[str, Any]:
     return {"configuration": _narrowed(study, cell, cap), "cap": cap, "limit_mib": limit}
 
 
-def largest(most: int, fits: Callable[[int], bool]) -> int:
-    """The largest number up to `most` that fits, where all below one that fits do; 1 if none does."""
-    low, high = 1, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
+def _as_wide_as(study: Study, cell: Cell) -> dict[str, Any]:
+    """The base, wider or narrower at all stages: as wide as the training memory of what another method found allows."""
+    other = _done(derived(cell.of(study.method(cell)["as_wide_as"])))["configuration"]
+    words = ["nnunet_nas", "add_width", "-d", cell.dataset, "-c", cell.configuration, "-p", study.plans, "-as", other]
+    return {"configuration": json.loads(run([*words, "--json"], Path(cell.folder) / "derive.log"))["configuration"]}
 
 
 def _control(study: Study, cell: Cell) -> dict[str, Any]:
@@ -423,6 +422,7 @@ _DERIVE: dict[str, Callable[[Study, Cell], dict[str, Any]]] = {
     "search": _search,
     "skip": _skip,
     "narrowed_to": _narrowed_to,
+    "as_wide_as": _as_wide_as,
     "control_of": _control,
     "transfer": _transfer,
 }
