@@ -56,6 +56,17 @@ def test_what_each_step_waits_for(study):
     assert study.derive_needs(Cell(1, "plain", "w8", 1))[0] == "1/plain/prepared_s1.json"
 
 
+def test_a_search_sees_the_first_fold_and_each_retrofit_its_own_backbone(content):
+    study, cell = read_study({**content, "folds": [2, 0]}, SCHEMA), Cell(1, "plain", "cells", 0)
+    assert study.derive_needs(cell)[1:] == ["1/plain/base/s0/trained_2.json"]
+    assert [study.train_needs(cell, fold)[1:] for fold in (2, 0)] == [
+        ["1/plain/base/s0/trained_2.json"],
+        [TRAINED_BASE],
+    ]
+    longer = study.derive_needs(cell.of("longer"))
+    assert longer[1:] == ["1/plain/base/s0/trained_2.json", TRAINED_BASE]
+
+
 def test_who_trains_what(study):
     trainers = {cell.method: study.trainer(cell) for cell in study.cells()}
     assert trainers.pop("cells") == "nnUNetTrainerIACRetrofit"

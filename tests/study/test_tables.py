@@ -236,6 +236,26 @@ def test_planning_does_not_see_the_choice_of_no_workers(study, monkeypatch, nnun
     assert seen == {"nnUNetv2_plan_and_preprocess": None}
 
 
+def test_folds_predict_the_hold_out_together_and_cost_what_they_take_together(study, monkeypatch, nnunet_folders):
+    study.content["folds"] = [0, 1]
+    (nnunet_folders / "nnUNet_raw" / "Dataset005_Five").mkdir(parents=True)
+    cell = Cell(5, "a", "w8", 0)
+    records.write(trained(cell, 1), {"iterations": 100, "seconds": 30.0})
+    assert tables._spent(study, cell) == (200, 81.0)
+    Path(records.read(predicted(cell))["summary"]).unlink()
+    records.write(derived(cell), {"configuration": "a_s0_xtiny8", "trainer": "T"})
+    commands = []
+
+    def run(words, log):
+        commands.append(" ".join(map(str, words)))
+        raise steps.StepFailed("it did")
+
+    monkeypatch.setattr(steps, "run", run)
+    with pytest.raises(steps.StepFailed):
+        steps.predict(study, cell)
+    assert " -c a_s0_xtiny8 -f 0 1 -p nnUNetPlans_few -tr T " in commands[0]
+
+
 def test_a_kill_in_a_prediction_costs_that_prediction(tmp_path):
     for number, name in enumerate(("b.png", "a.png", "dataset.json", "plans.json")):
         (tmp_path / name).touch()
@@ -259,3 +279,10 @@ def test_a_command_that_fails_is_quoted(tmp_path):
         steps.run([sys.executable, "-c", program.format("chatter", "too small", 3)], log)
     assert steps.run([sys.executable, "-c", program.format("answer", "chatter", 0)], log) == "answer\n"
     assert "chatter" in log.read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+def test_what_a_command_prints_can_be_read_while_it_runs(tmp_path):
+    program = "import sys; print('epoch 1'); print(open(sys.argv[1]).read(), file=sys.stderr)"
+    steps.run([sys.executable, "-c", program, tmp_path / "train.out"], tmp_path / "train.log")
+    assert (tmp_path / "train.log").read_text().count("epoch 1") == 3  # in the command, by the command, at its end

@@ -41,7 +41,7 @@ class StepFailed(NasError):
 
 
 def run(words: Sequence[Any], log: Path, *, without: Sequence[str] = ()) -> str:
-    """Runs a command to its end, with its output in a log.
+    """Runs a command to its end, with its output in a log; until then what it prints is in a file beside it.
 
     Args:
         words: of the command.
@@ -60,17 +60,21 @@ def run(words: Sequence[Any], log: Path, *, without: Sequence[str] = ()) -> str:
     environment = {
         **{key: value for key, value in os.environ.items() if key not in without},
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONUNBUFFERED": "1",
         "nnUNet_extTrainer": own if not others or own in others.split(os.pathsep) else f"{own}{os.pathsep}{others}",
     }
-    with log.open("a") as file:
+    printed = log.with_suffix(".out")
+    with log.open("a") as file, printed.open("w") as output:
         file.write(f"$ {' '.join(words)}\n")
         file.flush()
-        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=file, text=True, env=environment, check=False)
+        done = subprocess.run(words, stdout=output, stderr=file, env=environment, check=False)
         said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        file.write(done.stdout)
+        answer = printed.read_text(errors="replace")
+        file.write(answer)
+    printed.unlink()
     if done.returncode:
         raise StepFailed(f"{words[0]} ended with {done.returncode}: {said[-1].strip()[:300]} (log: {log})")
-    return done.stdout
+    return answer
 
 
 @contextlib.contextmanager
