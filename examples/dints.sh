@@ -49,7 +49,7 @@ tag=; [ "$fold" = 0 ] || tag=_f$fold
 found=${configuration}_dints$tag
 # What it has to beat; the configuration itself where that needs as much memory.
 control=$(nnunet_nas add_width -d "$dataset" -c "$configuration" -as "$found" --json |
-    python -c 'import json, sys; print(json.load(sys.stdin)["configuration"])')
+    python3 -c 'import json, sys; print(json.load(sys.stdin)["configuration"])')
 networks=("$configuration" "$found")
 [ "$control" = "$configuration" ] || networks+=("$control")
 for network in "${networks[@]}"; do
