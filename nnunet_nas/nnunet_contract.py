@@ -113,7 +113,7 @@ CONTRACT: tuple[Used, ...] = (
         "grad_scaler inference_allowed_mirroring_axes initial_lr is_ddp label_manager local_rank logger loss "
         "my_init_kwargs network num_epochs num_input_channels num_iterations_per_epoch num_val_iterations_per_epoch "
         "optimizer output_folder output_folder_base plans_manager preprocessed_dataset_folder_base print_to_log_file "
-        "save_every was_initialized",
+        "lr_scheduler save_every was_initialized",
         words="lrs train_losses val_losses mean_fg_dice dice_per_class_or_region epoch_end_timestamps",
     ),
     *_used(
@@ -231,6 +231,10 @@ CONTRACT: tuple[Used, ...] = (
         f"{_NETWORKS}.architectures.abstract_arch:AbstractDynamicNetworkArchitectures",
         "",
         attributes="key_to_encoder key_to_stem keys_to_in_proj",
+    ),
+    *_used(
+        "its own networks are known by their class",
+        f"{_NETWORKS}.architectures.unet:PlainConvUNet {_NETWORKS}.architectures.unet:ResidualEncoderUNet",
     ),
     *_used("initial weights", f"{_NETWORKS}.initialization.weight_init:InitWeights_He", "neg_slope"),
     *_used("initial weights", f"{_NETWORKS}.initialization.weight_init:init_last_bn_before_add_to_0", "module"),
