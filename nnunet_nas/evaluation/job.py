@@ -41,6 +41,7 @@ class CompareSettings:
         labels: folder of labels, to evaluate predictions or if they moved.
         common: compare the cases that all models have; otherwise others are an error.
         per_fold: compare each fold of its own.
+        searched: runs of one model may have different networks, as a search finds them; costs are those of the first.
         metrics: beside Dice: `hd95`, `nsd`.
         tolerance: of NSD, mm; for all classes, or by name or key of a class, those not named under an empty name.
         patients: file that says whose case each one is (see `read_patients`); None if each case counts for itself.
@@ -57,6 +58,7 @@ class CompareSettings:
     labels: Path | None = None
     common: bool = False
     per_fold: bool = False
+    searched: bool = False
     metrics: Sequence[str] = ()
     tolerance: float | Mapping[str, float] = 1.0
     patients: Path | None = None
@@ -112,7 +114,7 @@ def run(settings: CompareSettings, progress: Progress = lambda items, total, tit
         NasError: models, cases or labels that cannot be compared.
     """
     groups, notes = _groups(settings, progress)
-    costs = [_costs(group, settings.time_on) for group in groups]
+    costs = [_costs(group, settings) for group in groups]
     parts = [part for group in groups for part in (report.split_by_fold(group) if settings.per_fold else [group])]
     tables = [
         table
@@ -138,6 +140,7 @@ def run(settings: CompareSettings, progress: Progress = lambda items, total, tit
         notes=[
             *notes,
             *notes_on(tables),
+            *_other_networks(groups[0]),
             *(cost.problem for found in costs for cost in found if cost.problem),
         ],
         settings=described | ({"seconds_per_patch": timed} if timed else {}),
@@ -280,19 +283,30 @@ def _with_surfaces(model: Model, cases: Sequence[str], settings: CompareSettings
     return replace(model.with_metrics(dict(zip(cases, measured, strict=True))), others=others)
 
 
-def _costs(group: Group, time_on: torch.device | None) -> list[Cost]:
-    costs = [cost_of(model) for model in group.models]
-    for model, cost in zip(group.models, costs, strict=True):
-        other = next((run for run in model.others if cost_of(run).complexity not in (None, cost.complexity)), None)
+def _costs(group: Group, settings: CompareSettings) -> list[Cost]:
+    for model in () if settings.searched else group.models:
+        other = _of_another_network(model)
         if other is not None:
             raise UsageError(
                 f"-m {model.name}: {other.name} has another network than the first run, so they are no runs of one "
-                f"model: separate different models by spaces"
+                f"model: separate different models by spaces, or say --searched if a search found each"
             )
-    if time_on is None:
+    costs = [cost_of(model) for model in group.models]
+    if settings.time_on is None:
         return costs
-    seconds = iter(seconds_per_patch([cost.spec for cost in costs if cost.spec is not None], time_on))
+    seconds = iter(seconds_per_patch([cost.spec for cost in costs if cost.spec is not None], settings.time_on))
     return [cost if cost.spec is None else replace(cost, seconds_per_patch=next(seconds)) for cost in costs]
+
+
+def _of_another_network(model: Model) -> Model | None:
+    """The first further run of a model whose network is not that of its first run."""
+    complexity = cost_of(model).complexity
+    return next((run for run in model.others if cost_of(run).complexity not in (None, complexity)), None)
+
+
+def _other_networks(group: Group) -> list[str]:
+    names = [model.name for model in group.models if _of_another_network(model) is not None]
+    return [f"the runs of {name} have different networks: its costs are those of the first" for name in names]
 
 
 def _verdicts(found: Report) -> dict[int, str]:

@@ -199,6 +199,9 @@ def test_runs_of_a_model_are_one_model(compare, models, nnunet_folders, fake_pre
     wider = "nnUNetTrainer__nnUNetPlans__3d_fullres"
     train(nnunet_folders, fake_preprocessed, wider, [[0.82, 0.83, 0.84, 0.85], [0.72, 0.73, 0.74]])
     refused(compare("-d", 11, "-m", f"{ONE},{wider}", TWO), 2, f"{wider} has another network than the first run")
+    code, out, err = compare("-d", 11, "-m", f"{ONE},{wider}", TWO, "--searched")
+    assert code == 0
+    assert f"the runs of {ONE} have different networks: its costs are those of the first" in err
 
 
 def test_patients_count_once(compare, models, tmp_path):

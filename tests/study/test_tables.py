@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import os
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fake_dataset import default_plans
 from filelock import FileLock
 from nas_study import records, steps, tables
 from nas_study.grid import Cell, derived, predicted, read_study, trained
@@ -102,6 +104,23 @@ def test_differences_are_those_of_compare(study):
     assert rows["tiny"]["verdict"] == "worse"
     assert rows["cells"]["dice"] == ""
     assert float(rows["base"]["iterations"]) == 100
+
+
+def test_runs_of_a_method_may_have_found_different_networks(study):
+    """Each seed searches anew."""
+    for seed, width in ((0, 16), (1, 8)):
+        (path,) = Path().glob(f"5/a/w8/s{seed}/predictions/*/summary.json")
+        plans = default_plans()
+        found = copy.deepcopy(plans["configurations"]["2d"])
+        stages = found["architecture"]["arch_kwargs"]["n_stages"]
+        found["architecture"]["arch_kwargs"]["features_per_stage"] = [width] * stages
+        plans["configurations"][path.parent.name] = found
+        (path.parent / "plans.json").write_text(json.dumps(plans))
+        described = {"labels": {"background": 0, "a": 1, "b": 2}, "channel_names": {"0": "MRI"}, "file_ending": ".png"}
+        (path.parent / "dataset.json").write_text(json.dumps(described))
+    assert "cannot be compared" not in tables.write(study)
+    rows = {row["method"]: row for row in csv.DictReader((tables.FOLDER / "study.csv").open())}
+    assert rows["w8"]["difference"]
 
 
 def test_latex_has_a_row_for_each(study):

@@ -124,7 +124,7 @@ def compare(study: Study, dataset: int, base: str, lines: Sequence[Line]) -> lis
         folder = FOLDER / "compare" / f"{dataset}_{base}_{reference}"
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            report = job.run(CompareSettings(models=models, margin=study.content["margin"], common=True))
+            report = job.run(CompareSettings(models=models, margin=study.content["margin"], common=True, searched=True))
             job.write(report, folder)
         except NasError as error:
             problems.append(f"data set {dataset}, base {base}: {', '.join(others)} cannot be compared ({error})")
