@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-ref", type=Path, metavar="FOLDER", help="labels: to evaluate predictions, or if they moved")
     parser.add_argument("--common", action="store_true", help="compare the cases that all models have, name the others")
     parser.add_argument("--per_fold", action="store_true", help="compare each fold, and combine them (Fisher)")
-    parser.add_argument("--searched", action="store_true", help="runs of a model may differ in network, as searches find")
+    parser.add_argument("--searched", action="store_true", help="runs of a model may have different networks")
     parser.add_argument("-metrics", nargs="+", choices=METRICS, default=[], help="beside Dice: surface metrics")
     parser.add_argument(
         "-tolerance",
