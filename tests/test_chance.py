@@ -76,9 +76,10 @@ def compared(path, monkeypatch):
 
 
 def test_a_network_of_equal_macs_is_one_more_column_and_changes_no_other(tmp_path, monkeypatch):
-    before = compared(EVIDENCE, monkeypatch)
     path = tmp_path / "trainings.csv"
-    path.write_bytes(EVIDENCE.read_bytes())
+    lines = EVIDENCE.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if ",nnU-Net at the MACs of " not in line))
+    before = compared(path, monkeypatch)
     found = [row for row in chance.rows_of(path) if (row["arm"], row["iterations"]) == ("evidence", "600")]
     seed = found[0]["seed"]
     chance.append(path, {**found[0], "arm": "nnU-Net at the MACs of evidence", "network": "0", "dice": "0.5"})

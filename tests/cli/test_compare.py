@@ -201,7 +201,7 @@ def test_runs_of_a_model_are_one_model(compare, models, nnunet_folders, fake_pre
     refused(compare("-d", 11, "-m", f"{ONE},{wider}", TWO), 2, f"{wider} has another network than the first run")
     code, out, err = compare("-d", 11, "-m", f"{ONE},{wider}", TWO, "--searched")
     assert code == 0
-    assert f"the runs of {ONE} have different networks: its costs are those of the first" in err
+    assert f"the runs of {ONE},{wider} have different networks: its costs are those of the first" in err
 
 
 def test_patients_count_once(compare, models, tmp_path):
