@@ -87,6 +87,8 @@ class Dynamics:
 
 # What names of configurations add whose cells are added to the skip: what is trained unless the paper's is wanted.
 RESIDUAL = "_residual"
+# Trains what was found, or any module in the skips, in the frozen backbone.
+RETROFIT = "iac_retrofit"
 
 METHODS = {
     method.name: method
@@ -125,7 +127,7 @@ METHODS = {
             retrofit_cost="nnunet_nas.iac.cost:retrofit",
         ),
         Method(
-            "iac_retrofit",
+            RETROFIT,
             settings="nnunet_nas.skips.settings:IACRetrofitSettings",
             trainer="nnunet_nas.skips.retrofit:nnUNetTrainerIACRetrofit",
             cost="nnunet_nas.skips.cost:retrofit_phases",
@@ -189,7 +191,7 @@ def trainers() -> list[str]:
 
 def retrofit_trainer() -> str:
     """Class name of the trainer that trains modules in a frozen backbone."""
-    return str(METHODS["iac_retrofit"].trainer_name)
+    return str(METHODS[RETROFIT].trainer_name)
 
 
 def result_trainer(name: str | None) -> str | None:

@@ -14,11 +14,9 @@ from typing import Any
 
 from nnunet_nas.architecture import NetworkSpec
 from nnunet_nas.errors import DataProblem
-from nnunet_nas.methods import METHODS, part, settings_class, with_cost
+from nnunet_nas.methods import METHODS, RETROFIT, part, settings_class, with_cost
 from nnunet_nas.settings import read_settings
 from nnunet_nas.training_cost import plain_step, share_of_default_training
-
-_RETROFIT = "iac_retrofit"
 
 
 @dataclass(frozen=True)
@@ -114,9 +112,9 @@ def retrofit_cost(method: str, spec: NetworkSpec, settings: Any, configuration: 
     """
     if METHODS[method].retrofit_cost is None:
         return None
-    training: Any = read_settings(settings_class(_RETROFIT), configuration)
+    training: Any = read_settings(settings_class(RETROFIT), configuration)
     phases = part(METHODS[method].retrofit_cost)(spec, settings, training)
-    return SearchCost(_RETROFIT, phases, spec.batch_size * plain_step(spec))
+    return SearchCost(RETROFIT, phases, spec.batch_size * plain_step(spec))
 
 
 def plain_phases(spec: NetworkSpec, settings: Any) -> list[Phase]:

@@ -140,7 +140,7 @@ def run(settings: CompareSettings, progress: Progress = lambda items, total, tit
         notes=[
             *notes,
             *notes_on(tables),
-            *_other_networks(groups[0]),
+            *(_other_networks(groups[0], costs[0]) if settings.searched else []),
             *(cost.problem for found in costs for cost in found if cost.problem),
         ],
         settings=described | ({"seconds_per_patch": timed} if timed else {}),
@@ -284,28 +284,28 @@ def _with_surfaces(model: Model, cases: Sequence[str], settings: CompareSettings
 
 
 def _costs(group: Group, settings: CompareSettings) -> list[Cost]:
-    for model in () if settings.searched else group.models:
-        other = _of_another_network(model)
+    costs = [cost_of(model) for model in group.models]
+    for model, cost in zip(group.models, costs, strict=True):
+        other = None if settings.searched else _of_another_network(model, cost)
         if other is not None:
             raise UsageError(
                 f"-m {model.name}: {other.name} has another network than the first run, so they are no runs of one "
                 f"model: separate different models by spaces, or say --searched if a search found each"
             )
-    costs = [cost_of(model) for model in group.models]
     if settings.time_on is None:
         return costs
     seconds = iter(seconds_per_patch([cost.spec for cost in costs if cost.spec is not None], settings.time_on))
     return [cost if cost.spec is None else replace(cost, seconds_per_patch=next(seconds)) for cost in costs]
 
 
-def _of_another_network(model: Model) -> Model | None:
-    """The first further run of a model whose network is not that of its first run."""
-    complexity = cost_of(model).complexity
-    return next((run for run in model.others if cost_of(run).complexity not in (None, complexity)), None)
+def _of_another_network(model: Model, cost: Cost) -> Model | None:
+    """The first further run of a model whose network is not that of its first run, whose cost is given."""
+    return next((run for run in model.others if cost_of(run).complexity not in (None, cost.complexity)), None)
 
 
-def _other_networks(group: Group) -> list[str]:
-    names = [model.name for model in group.models if _of_another_network(model) is not None]
+def _other_networks(group: Group, costs: Sequence[Cost]) -> list[str]:
+    pairs = zip(group.models, costs, strict=True)
+    names = [model.name for model, cost in pairs if _of_another_network(model, cost) is not None]
     return [f"the runs of {name} have different networks: its costs are those of the first" for name in names]
 
 
