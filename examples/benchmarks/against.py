@@ -2,15 +2,16 @@
 
     python examples/benchmarks/against.py examples/evidence/widths/107_2d.csv examples/evidence/cells/107_2d.csv
 
-Each training is compared with those of the control that have the same data set, width and seed, case by case. The
-interval holds 95 % of resamplings of the seeds and of the cases; with one seed it is that of the cases alone, and what
-another training would give is not in it.
+Each training is compared with those of the control that have the same data set, width and seed, case by case; `random`
+is the mean of all random cells, case by case. The interval holds 95 % of resamplings of the seeds and of the cases;
+with one seed it is that of the cases alone, and what another training would give is not in it.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,10 +24,10 @@ CONTROLS = {
     "distill": ("plain",),
     "further": ("plain",),
     "doubled": ("plain",),
-    "searched": ("plain", "random0", "random1", "conv", "warm"),
-    "random0": ("plain",),
-    "random1": ("plain",),
-    "conv": ("plain",),
+    "searched": ("plain", "random", "conv", "attention", "warm", "warm_slow", "wider"),
+    "replaced": ("plain", "searched", "warm"),
+    "random": ("plain", "warm"),
+    "conv": ("plain", "warm"),
     "attention": ("plain",),
     "warm": ("plain",),
     "warm_slow": ("plain",),
@@ -65,14 +66,25 @@ def arm_of(row: dict[str, str]) -> str:
     return f"{row['arm']} {row['detail']}" if row["arm"] == "distill" else row["arm"]
 
 
+def width_of(row: dict[str, str]) -> int:
+    """Of the backbone that a training belongs to, whatever its own is."""
+    return int(row["detail"].removeprefix("on ") if row["detail"].startswith("on ") else row["width"])
+
+
+def cases_of(rows: Sequence[dict[str, str]]) -> dict[tuple[str, int, str, int], np.ndarray]:
+    """Dice of the hold-out's cases by data set, width, arm and seed; that of `random` is the mean of its cells."""
+    found, random = {}, defaultdict(list)
+    for row in rows:
+        dataset, width, arm, seed = row["dataset"], width_of(row), arm_of(row), int(row["seed"])
+        found[dataset, width, arm, seed] = np.array(row["hold_out_cases"].split(), float)
+        if arm.removeprefix("random").isdigit():
+            random[dataset, width, "random", seed].append(found[dataset, width, arm, seed])
+    return found | {key: np.mean(cells, 0) for key, cells in random.items()}
+
+
 def table(rows: Sequence[dict[str, str]]) -> list[list[str]]:
     """A line per data set, width, arm and control."""
-    cases = {
-        (row["dataset"], int(row["width"]), arm_of(row), int(row["seed"])): np.array(
-            row["hold_out_cases"].split(), float
-        )
-        for row in rows
-    }
+    cases = cases_of(rows)
     lines = []
     for dataset, width, arm in dict.fromkeys(key[:3] for key in cases):
         for control in CONTROLS.get(arm.partition(" ")[0], ()):

@@ -5,14 +5,17 @@
 
 The backbone is the plain training of widths.py with the same seed, at the end of its schedule. Arms, for all seeds:
 
+- plain: the backbone, which is the identity;
+- doubled: its training, twice as long: what is gained says how far from converged it is;
 - searched: an IAC-LTH search on the backbone, then its residual cells trained in the frozen backbone;
-- random0, random1: random cells, trained likewise: what the search has to beat;
+- replaced: the same cells in the skips' place, as in the paper, at nnU-Net's rate;
+- random0, random1, random2: random cells, trained as the searched ones: what the search has to beat;
 - conv, attention: a 3x3 convolution, an attention gate in the cells' place;
 - warm, warm_slow: the backbone's own network trained on, at nnU-Net's rate or at that of residual cells, for as many
   CPU seconds as the searched cells took in training (`warm_all`: with their search);
 - wider: a plain network of the cells' MACs, trained once for as many iterations as backbone and cells together.
 
-The identity is the backbone itself. Rows as of widths.py; iterations are those of the arm alone.
+Rows as of widths.py; iterations are those of the arm alone, of cells the number asked for.
 """
 
 from __future__ import annotations
@@ -28,11 +31,12 @@ import numpy as np
 from trainings import PER_EPOCH, Problem, Rows, add_arguments, length, open_study, row_of, train
 from widths import student
 
-CELLS = ("searched", "random0", "random1", "conv", "attention")
+CELLS = ("searched", "replaced", "random0", "random1", "random2", "conv", "attention")
 WARM = {"warm": ("searched", 0.01), "warm_slow": ("searched", 0.002), "warm_all": ("all", 0.01)}
-ARMS = (*CELLS, *WARM, "wider")
-# Every training of cells has a learning rate of its own: residual ones start at the backbone, attention does not.
-_FRESH_RATE = 0.01
+PLAIN = {"plain": 1, "doubled": 2}
+ARMS = (*PLAIN, *CELLS, *WARM, "wider")
+# Every training of cells has a learning rate of its own: residual ones start at the backbone, the others do not.
+_FRESH_RATE, _FRESH = 0.01, ("attention", "replaced")
 
 
 class Study:
@@ -43,28 +47,30 @@ class Study:
 
     def run(self, arm: str, seed: int) -> dict[str, str]:
         """The row of one training, which is done if it is not there."""
-        known = [
-            row
-            for row in self.rows.rows
-            if (row["arm"], row["seed"], row["detail"]) == (arm, str(seed), f"on {self.args.width}")
-        ]
+        key = {"arm": arm, "detail": "-" if arm in PLAIN else f"on {self.args.width}", "seed": str(seed)}
+        known = [row for row in self.rows.rows if key.items() <= row.items()]
         if known:
             return known[0]
         print(f"{arm}: seed {seed}", flush=True)
-        do = self._cells if arm in CELLS else self._warm if arm in WARM else self._wider
-        return self.rows.add(
-            {**self.problem.fixed, "arm": arm, "detail": f"on {self.args.width}", "seed": seed, **do(arm, seed)}
-        )
+        kinds = ((PLAIN, self._plain), (CELLS, self._cells), (WARM, self._warm), (("wider",), self._wider))
+        do = next(do for arms, do in kinds if arm in arms)
+        return self.rows.add({**self.problem.fixed, **key, **do(arm, seed)})
+
+    def _plain(self, arm: str, seed: int) -> dict[str, Any]:
+        iterations = PLAIN[arm] * self.args.backbone_iterations
+        _, name, trained = self._trained(iterations, seed)
+        return {"width": self.args.width, "iterations": iterations, **row_of(self.problem, name, trained)}
+
+    def _trained(self, iterations: int, seed: int) -> tuple[dict[str, Any], str, tuple[Any, float]]:
+        """A plain training of the backbone's network: plans, its name, the trainer with its CPU seconds."""
+        from nnunet_nas.schedule.trainer import nnUNetTrainerScheduled
+
+        plans, name = student(self.problem, self.args.width, {"schedule": {**length(iterations), "seed": seed}})
+        return plans, name, train(self.problem, nnUNetTrainerScheduled, name, plans, f"plain_{iterations}_{seed}")
 
     def _backbone(self, seed: int) -> tuple[dict[str, Any], str, Path]:
         """Plans with the backbone, its name, and its checkpoint."""
-        from nnunet_nas.schedule.trainer import nnUNetTrainerScheduled
-
-        plans, name = student(
-            self.problem, self.args.width, {"schedule": {**length(self.args.backbone_iterations), "seed": seed}}
-        )
-        run = f"plain_{self.args.backbone_iterations}_{seed}"
-        trainer, _ = train(self.problem, nnUNetTrainerScheduled, name, plans, run)
+        plans, name, (trainer, _) = self._trained(self.args.backbone_iterations, seed)
         return plans, name, Path(trainer.output_folder) / "checkpoint_final.pth"
 
     def _searched(self, seed: int) -> dict[str, Any]:
@@ -109,7 +115,7 @@ class Study:
             "backbone_checkpoint": str(checkpoint),
             "init": "random",
         }
-        settings["initial_lr"] = _FRESH_RATE if arm == "attention" else 0.002
+        settings["initial_lr"] = _FRESH_RATE if arm in _FRESH else 0.002
         architecture = plans["configurations"][base]["architecture"]
         name = f"{base}_{arm}"
         entry = self._entry(plans, base, name, self._with_modules(architecture, arm, seed))
@@ -132,13 +138,13 @@ class Study:
 
         if arm in ("conv", "attention"):
             return wrapped(architecture, "nnunet_nas.skips.network.SkipModuleUNet", skip_module=arm)
-        if arm == "searched":
+        if arm in ("searched", "replaced"):
             genotype = Genotype.from_json(self._searched(seed)["genotype"])
         else:
             genotype = random_genotype(np.random.default_rng([seed, int(arm[-1])]))
         skips = architecture["arch_kwargs"]["features_per_stage"][:-1]
         widths = [cell_width(channels, minimum=4, divisor=4, multiple=4) for channels in skips]
-        return cells_architecture(architecture, genotype, widths=widths, norm="backbone", residual=True)
+        return cells_architecture(architecture, genotype, widths=widths, norm="backbone", residual=arm != "replaced")
 
     def _warm(self, arm: str, seed: int) -> dict[str, Any]:
         from nnunet_nas.schedule.trainer import nnUNetTrainerScheduled

@@ -23,6 +23,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
 from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from trainings import keep_stages
 
 from nnunet_nas.data import centre_patch
 from nnunet_nas.dints.history import TopologyHistory
@@ -57,11 +58,8 @@ class Problem:
         plans = json.loads((folder / "nnUNetPlans.json").read_text())
         configuration = deepcopy(plans["configurations"]["2d"])
         kwargs = configuration["architecture"]["arch_kwargs"]
-        for key, value in kwargs.items():
-            if isinstance(value, list) and len(value) == kwargs["n_stages"]:
-                kwargs[key] = value[:stages]
-        kwargs["n_conv_per_stage_decoder"] = kwargs["n_conv_per_stage_decoder"][: stages - 1]
-        kwargs |= {"n_stages": stages, "features_per_stage": [features * 2**stage for stage in range(stages)]}
+        keep_stages(kwargs, stages)
+        kwargs["features_per_stage"] = [features * 2**stage for stage in range(stages)]
         planned = configuration["patch_size"]
         configuration |= {"batch_size": batch, "patch_size": [min(patch, size) for size in planned]}
         plans["configurations"][CONFIGURATION] = configuration

@@ -47,13 +47,17 @@ class Problem:
     configuration: str
 
     @staticmethod
-    def load(dataset: str, configuration: str, *, batch: int | None, patch: int | None) -> Problem:
-        """Reads plans and description; no edge of the patch is longer than `patch`."""
+    def load(
+        dataset: str, configuration: str, *, batch: int | None, patch: int | None, stages: int | None = None
+    ) -> Problem:
+        """Reads plans and description; no edge of the patch is longer than `patch`, the finest stages stay."""
         folder = find_preprocessed_dataset(dataset)
         plans = json.loads((folder / "nnUNetPlans.json").read_text())
         entry = plans["configurations"][configuration]
         entry["batch_size"] = batch or entry["batch_size"]
         entry["patch_size"] = [min(size, patch or size) for size in entry["patch_size"]]
+        if stages is not None:
+            keep_stages(entry["architecture"]["arch_kwargs"], stages)
         return Problem(plans, json.loads((folder / "dataset.json").read_text()), configuration)
 
     @property
@@ -82,6 +86,15 @@ class Problem:
             "validation": Judge(self, "Tr", validation),
             "hold_out": Judge(self, "Ts", None),
         }
+
+
+def keep_stages(kwargs: dict[str, Any], stages: int) -> None:
+    """Leaves a U-Net its finest stages, in place."""
+    for key, value in kwargs.items():
+        if isinstance(value, list) and len(value) == kwargs["n_stages"]:
+            kwargs[key] = value[:stages]
+    kwargs["n_conv_per_stage_decoder"] = kwargs["n_conv_per_stage_decoder"][: stages - 1]
+    kwargs["n_stages"] = stages
 
 
 class Judge:
@@ -233,6 +246,7 @@ def add_arguments(parser: argparse.ArgumentParser, folder: str = "folder of all 
     parser.add_argument("-c", default="2d", help="configuration (default: %(default)s)")
     parser.add_argument("-batch", type=int, help="patches per iteration (default: as planned)")
     parser.add_argument("-patch", type=int, help="largest edge of a patch (default: as planned)")
+    parser.add_argument("-stages", type=int, help="the finest of the network that are kept (default: all)")
     parser.add_argument("-o", type=Path, required=True, help=folder)
     parser.add_argument("-csv", type=Path, required=True, help="the table")
 
@@ -241,7 +255,8 @@ def open_study(args: argparse.Namespace) -> tuple[Problem, Rows]:
     """The problem and the table that a call is about."""
     prepare_environment(args.o)
     args.csv.parent.mkdir(parents=True, exist_ok=True)
-    return Problem.load(args.d, args.c, batch=args.batch, patch=args.patch), Rows(args.csv)
+    problem = Problem.load(args.d, args.c, batch=args.batch, patch=args.patch, stages=args.stages)
+    return problem, Rows(args.csv)
 
 
 def prepare_environment(folder: Path) -> None:
