@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 
 from nnunet_nas.architecture import network_spec
@@ -90,3 +91,23 @@ def test_a_network_of_equal_macs_is_one_more_column_and_changes_no_other(tmp_pat
     assert after["107", "600", "evidence"][-1].startswith(f"{sum(dice) / len(dice) - 0.5:+.4f} [")
     assert after["107", "600", "random as evidence"][-1]
     assert not after["107", "150", "evidence"][-1]
+
+
+@pytest.mark.parametrize(
+    ("patch", "shape", "parts"),
+    [
+        ((4, 6), (1, 1, 8, 12), (4, 1, 4, 6)),  # a picture: four patches around its centre
+        ((4, 6), (1, 9, 5, 5), (3, 1, 4, 6)),  # a volume, in 2-D: every third slice
+        ((4, 6, 8), (1, 9, 5, 5), (1, 1, 4, 6, 8)),  # in 3-D: its centre
+    ],
+)
+def test_the_hold_out_is_cut_to_patches_as_the_configuration_has_axes(patch, shape, parts):
+    import chance_runs
+
+    hold_out = chance_runs.HoldOut.__new__(chance_runs.HoldOut)
+    hold_out.patch = patch
+    image = np.random.default_rng(0).random(shape)
+    found = hold_out._patches(image)
+    assert found.shape == parts
+    if len(patch) == 3:
+        np.testing.assert_allclose(found[0, 0, :, :5, 1:6], image[0, 2:6], rtol=1e-6)

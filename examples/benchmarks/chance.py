@@ -16,7 +16,8 @@ equal iterations and the same seeds, also as wide as the memory or the multiply-
 whose random answers are random cells. Tables have one row per finished run; a run that is there already is not
 repeated, so that a kill costs one run.
 
-Needs nnUNet_raw, and nnUNet_preprocessed with the configuration `2d` of the data set, of which a small one is derived.
+Needs nnUNet_raw, and nnUNet_preprocessed with the configuration `-c` of the data set, of which a small one is derived;
+tables do not say which, so each configuration has its own.
 Settings of the search are given as to `nnunet_nas set_search`.
 """
 
@@ -54,6 +55,11 @@ _RESULTS = tempfile.TemporaryDirectory(prefix="chance_")
 os.environ["nnUNet_results"] = _RESULTS.name
 os.environ["nnUNet_n_proc_DA"] = "0"
 
+# Of the network; patch: its longest edge, voxels.
+SIZES = {
+    "2d": {"patch": 48, "batch": 8, "features": 8, "stages": 3},
+    "3d": {"patch": 32, "batch": 2, "features": 8, "stages": 3},
+}
 SETTINGS = {
     "num_epochs": 17,
     "num_iterations_per_epoch": 10,
@@ -115,17 +121,17 @@ def missing(path: Path, keys: Iterator[dict[str, Any]]) -> Iterator[dict[str, An
             yield key
 
 
-def problem_of(dataset: int) -> Any:
+def problem_of(dataset: int, configuration: str = "2d") -> Any:
     from chance_runs import Problem
 
-    return Problem.load(dataset, patch=48, batch=8, features=8, stages=3)
+    return Problem.load(dataset, configuration, **SIZES["3d" if configuration.startswith("3d") else "2d"])
 
 
 def search(args: argparse.Namespace) -> None:
     from chance_runs import search_dints
 
     settings = SETTINGS | assigned(args.settings)
-    problem = problem_of(args.dataset)
+    problem = problem_of(args.dataset, args.configuration)
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     runs = ({"dataset": args.dataset, "arm": args.arm, "seed": seed} for seed in seeds)
     for key in missing(args.output, runs):
@@ -196,7 +202,7 @@ def agree(args: argparse.Namespace) -> None:
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
         own = [row for row in rows if row["dataset"] == dataset]
         answers = {arm: _answers(own, arm) for arm in dict.fromkeys(row["arm"] for row in own)}
-        _, uniform = prepared(problem_of(int(dataset)), SETTINGS)
+        _, uniform = prepared(problem_of(int(dataset), args.configuration), SETTINGS)
         for arm, found in answers.items():
             sizes = " ".join(f"{size_of(topology, uniform).mib:.0f}" for topology in found)
             pulls.append([dataset, arm, *_pulls([row for row in own if row["arm"] == arm])])
@@ -240,7 +246,7 @@ def _pulls(rows: list[dict[str, str]]) -> list[str]:
 def cells(args: argparse.Namespace) -> None:
     from chance_runs import backbone_checkpoint, search_cells
 
-    problem = problem_of(args.dataset)
+    problem = problem_of(args.dataset, args.configuration)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = backbone_checkpoint(problem, Path(folder), iterations=args.iterations)
         settings = CELL_SETTINGS | assigned(args.settings) | {"backbone_checkpoint": str(checkpoint)}
@@ -288,7 +294,7 @@ def _beside(observed: tuple[float, ...], chance: np.ndarray) -> list[str]:
 def train(args: argparse.Namespace) -> None:
     from chance_runs import HoldOut, prepared, trained_dice
 
-    problem = problem_of(args.dataset)
+    problem = problem_of(args.dataset, args.configuration)
     trainer, uniform = prepared(problem, SETTINGS)
     networks = networks_of(args, trainer, uniform)
     hold_out = HoldOut(problem)
@@ -479,6 +485,8 @@ def main() -> None:
     command = commands.add_parser("compare")
     command.add_argument("table", type=Path)
     command.set_defaults(run=compare)
+    for name in ("search", "agree", "cells", "train"):
+        commands.choices[name].add_argument("-c", dest="configuration", default="2d", help="default: %(default)s")
     args = parser.parse_args()
     args.run(args)
 

@@ -34,7 +34,7 @@ from nnunet_nas.dints.trainers import nnUNetTrainerDiNTSSearch
 from nnunet_nas.iac.trainers import nnUNetTrainerIACLTHSearch
 from nnunet_nas.randomness import seed_everything
 
-CONFIGURATION = "2d_small"
+CONFIGURATION = "small"
 # The same for all seeds: only data and weights differ.
 START_OF_ALPHA = 20261124
 
@@ -52,17 +52,16 @@ class Problem:
     dataset_json: dict[str, Any]
 
     @staticmethod
-    def load(dataset: int, *, patch: int, batch: int, features: int, stages: int) -> Problem:
-        """From preprocessed data: a smaller `2d` of three levels or so."""
+    def load(dataset: int, configuration: str, *, patch: int, batch: int, features: int, stages: int) -> Problem:
+        """From preprocessed data: a smaller configuration, of so many levels."""
         folder = Path(os.environ["nnUNet_preprocessed"]) / convert_id_to_dataset_name(dataset)
         plans = json.loads((folder / "nnUNetPlans.json").read_text())
-        configuration = deepcopy(plans["configurations"]["2d"])
-        kwargs = configuration["architecture"]["arch_kwargs"]
+        small = deepcopy(plans["configurations"][configuration])
+        kwargs = small["architecture"]["arch_kwargs"]
         keep_stages(kwargs, stages)
         kwargs["features_per_stage"] = [features * 2**stage for stage in range(stages)]
-        planned = configuration["patch_size"]
-        configuration |= {"batch_size": batch, "patch_size": [min(patch, size) for size in planned]}
-        plans["configurations"][CONFIGURATION] = configuration
+        small |= {"batch_size": batch, "patch_size": [min(patch, size) for size in small["patch_size"]]}
+        plans["configurations"][CONFIGURATION] = small
         return Problem(plans, json.loads((folder / "dataset.json").read_text()))
 
     def trainer(self, cls: type[Any], settings: dict[str, Any] | None = None, method: str = "") -> Any:
@@ -378,7 +377,7 @@ def trained_dice(
 
 
 class HoldOut:
-    """Parts of the images that no search and no training sees: the centre of each, as patches that are not padded."""
+    """Parts of the images that no search and no training sees: the centre of each, as patches."""
 
     def __init__(self, problem: Problem) -> None:
         raw = Path(os.environ["nnUNet_raw"]) / problem.plans["dataset_name"]
@@ -396,7 +395,16 @@ class HoldOut:
             self.labels.append(self._patches(target)[:, 0])
 
     def _patches(self, image: np.ndarray) -> np.ndarray:
-        """Of a volume the centre of every third slice, of a picture four patches around the centre; (b, c, y, x)."""
+        """Of a volume its centre, or in 2-D that of every third slice, of a picture four patches around its centre.
+
+        Args:
+            image: (c, z, y, x).
+
+        Returns:
+            (b, c, *patch).
+        """
+        if len(self.patch) == 3:
+            return centre_patch(image, self.patch)[None]
         if image.shape[1] > 1:
             slices = range(image.shape[1] // 6, image.shape[1], 3)
             return np.stack([centre_patch(image[:, number], self.patch) for number in slices])
