@@ -128,7 +128,16 @@ class TinyJob(WidthJob):
             curves=curves,
             decision=decision,
             metric=self.settings.metric,
+            seconds=self._seconds(),
             notes=[*self.notes, *saturated],
+        )
+
+    def _seconds(self) -> float:
+        store = self.scorer.store
+        return sum(
+            store.seconds(seed, candidate.cap)
+            for place, candidate in enumerate(self.candidates)
+            for seed in self.seeds_of(place)
         )
 
     def write(self, report: Report) -> Written:

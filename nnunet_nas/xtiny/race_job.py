@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,7 @@ class RaceJob(WidthJob):
             outcome=move,
             position=position,
             rules=self.rules,
+            seconds=sum(self._store.seconds(self.settings.common_seeds[0], each.cap) for each in self.candidates),
         )
 
     def write(self, report: RaceReport) -> Written:
@@ -159,7 +161,7 @@ class RaceJob(WidthJob):
 
     def _advance(self, position: int, until: int, progress: Callable[[float], object]) -> None:
         candidate, seed = self.candidates[position], self.settings.common_seeds[0]
-        length = self._curve(position).length
+        length, started = self._curve(position).length, perf_counter()
         contestant = Contestant(self._course, candidate, self._name)
         ahead = next((step for step in checkpoints(self.settings.horizon) if step > length), until)
         if contestant.iteration > ahead or contestant.iteration < length:
@@ -169,7 +171,10 @@ class RaceJob(WidthJob):
             contestant.train(step, lambda: progress(self.relative_costs[position]))
             measured = contestant.measure(self._patches)
             contestant.save()
-            self._store.add(seed, candidate.cap, {_item(step, case): value for case, value in measured.items()})
+            now = perf_counter()
+            values = {_item(step, case): value for case, value in measured.items()}
+            self._store.add(seed, candidate.cap, values, now - started)
+            started = now
 
     @property
     def _name(self) -> str:

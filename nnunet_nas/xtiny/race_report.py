@@ -36,6 +36,7 @@ class RaceReport:
         outcome: of the race.
         position: recommended, after budgets.
         rules: of the race.
+        seconds: that trainings and measurements took, in all attempts.
     """
 
     inputs: dict[str, Any]
@@ -46,6 +47,7 @@ class RaceReport:
     outcome: Outcome
     position: int
     rules: Rules
+    seconds: float
 
     def configuration(self, position: int) -> str:
         """Name of a candidate's configuration; the widest candidate is the base itself."""
@@ -60,6 +62,7 @@ class RaceReport:
             "stability": self.sentences(),
             "notes": [],
             "spent_base_iterations": self.outcome.spent,
+            "seconds": self.seconds,
             "comparisons": [self._comparison_json(comparison) for comparison in self.outcome.comparisons],
             "candidates": [self._candidate_json(position) for position in range(len(self.candidates))],
             "inputs": self.inputs,

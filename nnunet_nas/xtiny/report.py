@@ -38,6 +38,7 @@ class Report:
         curves: (seeds, candidates); NaN where a candidate was not scored with a seed.
         decision: the recommended width.
         metric: what was measured.
+        seconds: that the scores took, in all attempts.
         notes: what the user should know about the way of scoring, one sentence each.
     """
 
@@ -49,6 +50,7 @@ class Report:
     curves: np.ndarray
     decision: Decision
     metric: str
+    seconds: float
     notes: Sequence[str] = ()
 
     @property
@@ -73,6 +75,7 @@ class Report:
             "rule": decision.rule,
             "stability": explain(decision, self.caps, self.seeds),
             "notes": list(self.notes),
+            "seconds": self.seconds,
             "seed_wins": {str(self.caps[position]): count for position, count in decision.seed_wins.items()},
             "resampled_shares": {str(self.caps[position]): share for position, share in decision.shares.items()},
             "paper_rule": {

@@ -190,7 +190,9 @@ def finished_report(dataset: Path, settings: TinySettings, device: str) -> dict[
         cases = race_cases(dataset) if race else settings.cases_among(list(image_files(dataset / identifier)))
         asked = inputs_of(score_key(plans, settings, cases, device), settings)
         there = all((folder / name).is_file() for name in settings.reports)
-        if there and report["inputs"] == asked and (settings.dry_run or _all_added(plans, settings, report)):
+        # Reports of earlier versions do not say what they took.
+        whole = there and "seconds" in report and report["inputs"] == asked
+        if whole and (settings.dry_run or _all_added(plans, settings, report)):
             return report
     return None
 

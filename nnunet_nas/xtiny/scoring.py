@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -114,6 +115,7 @@ class Scorer:
     def _measure(
         self, candidate: Candidate, seed: int, known: dict[str, float], progress: Callable[[int], object]
     ) -> None:
+        started = perf_counter()
         network = prepare(build_network(candidate.spec, seed=seed), self.device)
         size = self.batch_size or default_batch_size(
             candidate.features[0], math.prod(candidate.spec.patch_size), self.device
@@ -132,7 +134,9 @@ class Scorer:
         )
         for values in self.proxy.measure(network, scene):
             _require_finite(values, candidate.cap, seed)
-            self.store.add(seed, candidate.cap, values)
+            now = perf_counter()
+            self.store.add(seed, candidate.cap, values, now - started)
+            started = now
             progress(sum(case not in known for case in values) if self.proxy.per_image else 1)
 
 

@@ -2,7 +2,8 @@
 
 One JSON Lines file per key. The key is everything that a score depends on besides seed and width: base configuration,
 data, cases, metric, versions, device. Lines are appended and flushed as scores are known; a line that a kill cut short,
-or that holds anything else than scores, is ignored and its scores are computed again.
+or that holds anything else than scores, is ignored and its scores are computed again. Each line says how long its
+values took, so that a selection that was interrupted costs what it took in all its attempts.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class ScoreStore:
         self._key = key
         self._read_only = read_only
         self._values: dict[tuple[int, int], dict[str, float]] = defaultdict(dict)
+        self._seconds: dict[tuple[int, int], float] = defaultdict(float)
         self._ends_cleanly = True
         if self.path.exists():
             self._load()
@@ -42,17 +44,28 @@ class ScoreStore:
         """Values known so far of one candidate under one seed."""
         return dict(self._values[seed, cap])
 
-    def add(self, seed: int, cap: int, values: dict[str, float]) -> None:
+    def seconds(self, seed: int, cap: int) -> float:
+        """What these values took to compute, whenever that was; 0 for lines of versions that did not say so."""
+        return self._seconds[seed, cap]
+
+    def add(self, seed: int, cap: int, values: dict[str, float], seconds: float) -> None:
         """Remembers values, on the disk before it returns.
+
+        Args:
+            seed: of the weights.
+            cap: of the candidate.
+            values: by item.
+            seconds: that they took.
 
         Raises:
             EnvironmentProblem: they cannot be written; what was written before stays valid.
         """
         self._values[seed, cap].update(values)
+        self._seconds[seed, cap] += seconds
         if self._read_only:
             return
         try:
-            self._append({"seed": seed, "cap": cap, "values": values})
+            self._append({"seed": seed, "cap": cap, "values": values, "seconds": seconds})
         except OSError as error:
             raise EnvironmentProblem(
                 f"cannot write {self.path} ({error.strerror}): scores so far are kept, make room and run again"
@@ -83,6 +96,7 @@ class ScoreStore:
                 seed, cap = record["seed"], record["cap"]
                 if type(seed) is int and type(cap) is int:
                     self._values[seed, cap].update(_scores(record["values"]))
+                    self._seconds[seed, cap] += _scores(record).get("seconds", 0.0)
 
 
 def _scores(values: dict[str, Any]) -> dict[str, float]:

@@ -345,17 +345,18 @@ def test_what_follows_from_the_law_is_stored_and_goes_on(tiny, dataset, results,
     whole = json.loads(tiny("--json", "--dry_run", few=True)[1])
     add, added = ScoreStore.add, []
 
-    def interrupt(self, seed, cap, values):
+    def interrupt(self, seed, cap, values, seconds):
         if len(added) == 8:  # within the second seed
             raise KeyboardInterrupt
         added.append((seed, cap))
-        add(self, seed, cap, values)
+        add(self, seed, cap, values, seconds)
 
     with monkeypatch.context() as patch:
         patch.setattr(ScoreStore, "add", interrupt)
         assert tiny(few=True)[0] == 130
     assert tiny(few=True)[0] == 0
     resumed = read(results / "selection.json")
+    del resumed["seconds"]
     assert {key: whole[key] for key in resumed} == resumed
     before = listing(dataset)
     no_scoring(monkeypatch)
@@ -491,9 +492,9 @@ def test_scores_of_a_changed_base_are_not_used_again(tiny, plans_file, monkeypat
     edit(plans_file, lambda plans: plans["configurations"]["2d"].update(spacing=[2.0, 2.0]))
     added, add = [], ScoreStore.add
 
-    def count(self, seed, cap, values):
+    def count(self, seed, cap, values, seconds):
         added.extend((cap, case) for case in values)
-        add(self, seed, cap, values)
+        add(self, seed, cap, values, seconds)
 
     monkeypatch.setattr(ScoreStore, "add", count)
     assert tiny("-n", 4)[0] == 0
@@ -838,9 +839,9 @@ def test_a_trained_width_is_not_replaced(tiny, dataset, plans_file, nnunet_folde
 def test_a_base_that_is_planned_again_during_the_scoring_is_noticed(tiny, dataset, plans_file, monkeypatch):
     add = ScoreStore.add
 
-    def plan_again(self, seed, cap, values):
+    def plan_again(self, seed, cap, values, seconds):
         edit(plans_file, with_configuration(batch_size=99))
-        add(self, seed, cap, values)
+        add(self, seed, cap, values, seconds)
 
     monkeypatch.setattr(ScoreStore, "add", plan_again)
     code, _, err = tiny("-n", 4)
@@ -983,13 +984,14 @@ def test_an_interrupted_scoring_goes_on_to_the_same_numbers(tiny, dataset, resul
     call = ("-batch_size", 1, "-cases", *CASES[:4])
     whole = json.loads(tiny(*call, "--json", "--dry_run")[1])
     plans = (dataset / "nnUNetPlans.json").read_bytes()
-    add, added = ScoreStore.add, []
+    add, added, spent = ScoreStore.add, [], []
 
-    def interrupt(self, seed, cap, values):
+    def interrupt(self, seed, cap, values, seconds):
         if len(added) == batches:
             raise KeyboardInterrupt
         added.extend((cap, case) for case in values)
-        add(self, seed, cap, values)
+        spent.append(seconds)
+        add(self, seed, cap, values, seconds)
 
     with monkeypatch.context() as patch:
         patch.setattr(ScoreStore, "add", interrupt)
@@ -1000,17 +1002,30 @@ def test_an_interrupted_scoring_goes_on_to_the_same_numbers(tiny, dataset, resul
     assert (dataset / "nnUNetPlans.json").read_bytes() == plans
     assert not (results / "selection.json").exists()
 
-    def count(self, seed, cap, values):
+    def count(self, seed, cap, values, seconds):
         added.extend((cap, case) for case in values)
-        add(self, seed, cap, values)
+        spent.append(seconds)
+        add(self, seed, cap, values, seconds)
 
     monkeypatch.setattr(ScoreStore, "add", count)
     assert tiny(*call)[0] == 0
     assert added == [(cap, case) for cap in CAPS for case in CASES[:4]]
     resumed = read(results / "selection.json")
+    assert min(spent) > 0
+    assert resumed["seconds"] == pytest.approx(sum(spent))
     assert resumed["selected"]["configuration"] == whole["selected"]["configuration"]
     for before, after in zip(scores(whole), scores(resumed), strict=True):
         assert after == pytest.approx(before, rel=1e-6)
+
+
+def test_a_report_of_an_earlier_version_is_written_anew_without_scoring(tiny, results, monkeypatch):
+    assert tiny("-n", 4)[0] == 0
+    whole = read(results / "selection.json")
+    assert whole["seconds"] > 0
+    edit(results / "selection.json", lambda report: report.pop("seconds"))
+    no_scoring(monkeypatch)
+    assert tiny("-n", 4)[0] == 0
+    assert read(results / "selection.json") == whole
 
 
 def test_an_interrupted_dry_run_says_that_nothing_was_kept(tiny, dataset, monkeypatch):

@@ -115,18 +115,26 @@ def test_an_interrupted_race_goes_on_to_the_same_numbers(race, dataset, results,
     shutil.rmtree(dataset.parents[1] / "nnUNet_results" / dataset.name)
     add, added = ScoreStore.add, []
 
-    def interrupt(self, seed, cap, values):
+    def interrupt(self, seed, cap, values, seconds):
         if len(added) == measurements:
             raise KeyboardInterrupt
-        added.append(cap)
-        add(self, seed, cap, values)
+        added.append(seconds)
+        add(self, seed, cap, values, seconds)
 
     with monkeypatch.context() as patch:
         patch.setattr(ScoreStore, "add", interrupt)
         code, _, err = race()
     assert code == 130
     assert err.splitlines()[-1] == "interrupted: scores so far are kept, the same command goes on from there"
+
+    def count(self, seed, cap, values, seconds):
+        added.append(seconds)
+        add(self, seed, cap, values, seconds)
+
+    monkeypatch.setattr(ScoreStore, "add", count)
     assert race()[0] == 0
+    assert min(added) > 0
+    assert selection(results)["seconds"] == pytest.approx(sum(added))
     assert (results / "scores.csv").read_bytes() == whole
 
 

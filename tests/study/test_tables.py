@@ -88,6 +88,15 @@ def test_the_table_of_what_is_there_names_what_is_not(study):
     assert len(missing) == 3
 
 
+def test_a_fold_waits_for_the_backbone_of_its_own(study):
+    study.content["folds"] = [0, 1]
+    cell = Cell(5, "a", "cells", 0)
+    records.finish(derived(cell), {})
+    records.write(trained(cell, 0), {})
+    (line,) = (line for line in tables.unfinished(study) if line.startswith(f"{cell.name}: "))
+    assert line == f"{cell.name}: train on fold 1 waits for 5/a/base/s0/trained_1.json"
+
+
 def test_differences_are_those_of_compare(study):
     tables.write(study)
     rows = {row["method"]: row for row in csv.DictReader((tables.FOLDER / "study.csv").open())}
@@ -195,12 +204,21 @@ def test_a_selection_takes_a_free_gpu_too(study, monkeypatch):
 
     def run(words, log):
         seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
-        return json.dumps({"selected": {"configuration": "a_s0_xtiny4", "cap": 4}})
+        return json.dumps({"selected": {"configuration": "a_s0_xtiny4", "cap": 4}, "seconds": 0.5, "candidates": []})
 
     monkeypatch.setattr(steps, "run", run)
     with FileLock("locks/gpu_0.lock"):
         steps.derive(study, Cell(5, "a", "tiny", 0))
     assert seen == ["3"]
+
+
+def test_a_selection_is_recorded_with_what_all_its_attempts_took(study, monkeypatch):
+    """Not with what is left to do for the last of them, which may only read the answer."""
+    candidates = [{"cap": 8, "iterations": 40}, {"cap": 4, "iterations": 60}]
+    report = {"selected": {"configuration": "a_s0_xtiny4", "cap": 4}, "seconds": 1234.5, "candidates": candidates}
+    monkeypatch.setattr(steps, "run", lambda words, log: json.dumps(report))
+    record = steps.derive(study, Cell(5, "a", "tiny", 0))
+    assert (record["seconds"], record["iterations"]) == (1234.5, 100)
 
 
 def test_a_step_waits_for_a_gpu(study, monkeypatch):

@@ -209,7 +209,6 @@ def _put(plans: Plans, name: str, entry: dict[str, Any], method: str, settings: 
 
 def derive(study: Study, cell: Cell) -> dict[str, Any]:
     """Finds or makes a cell's configuration."""
-    started = time.time()
     kind = study.kind(cell.method)
     found = _DERIVE[kind](study, cell)
     method = study.method(cell)
@@ -218,9 +217,9 @@ def derive(study: Study, cell: Cell) -> dict[str, Any]:
     elif method.get("schedule") and study.trainer(cell) == TRAINER and kind != "control_of":
         schedule = {**study.schedule(cell), **method["schedule"]}
         found["configuration"] = _trained_otherwise(study, cell, found["configuration"], "schedule", schedule)
-    # What only writes a configuration takes no time worth comparing; a search knows its own.
-    seconds = time.time() - started if kind == "select" else 0.0
-    return {"seconds": seconds, "iterations": 0, **found, "trainer": study.trainer(cell)}
+    # What only writes a configuration takes no time worth comparing; selections and searches know their own, of all
+    # their attempts.
+    return {"seconds": 0.0, "iterations": 0, **found, "trainer": study.trainer(cell)}
 
 
 def _trained_otherwise(study: Study, cell: Cell, base: str, method: str, settings: dict[str, Any]) -> str:
@@ -296,7 +295,10 @@ def _select(study: Study, cell: Cell) -> dict[str, Any]:
     words += [word for key, option in options.items() if key in wanted for word in (option, wanted[key])]
     with alone(f"select_{cell.dataset}_{cell.configuration}"), one_gpu(study):
         report = json.loads(run(words, Path(cell.folder) / "derive.log"))
-    return {"configuration": report["selected"]["configuration"], "cap": report["selected"]["cap"]}
+    # Only a race trains.
+    iterations = sum(candidate.get("iterations", 0) for candidate in report["candidates"])
+    spent = {"seconds": report["seconds"], "iterations": iterations}
+    return {"configuration": report["selected"]["configuration"], "cap": report["selected"]["cap"], **spent}
 
 
 def _search(study: Study, cell: Cell) -> dict[str, Any]:

@@ -164,9 +164,8 @@ def unfinished(study: Study) -> list[str]:
 
 
 def _waits_for(study: Study, cell: Cell, step: str) -> str:
-    needs = [f"{cell.dataset}/planned.json", prepared(cell), *study.derive_needs(cell)]
-    if step.startswith("train"):
-        needs = study.train_needs(cell, study.folds[0])
+    trainings = {f"train on fold {fold}": study.train_needs(cell, fold) for fold in study.folds}
+    needs = trainings.get(step, [f"{cell.dataset}/planned.json", prepared(cell), *study.derive_needs(cell)])
     missing = [path for path in needs if records.state(path) != "done"]
     return f" waits for {missing[-1]}" if missing else " not begun"
 
