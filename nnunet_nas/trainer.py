@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,8 @@ from nnunet_nas.randomness import random_states, restore_random_states, seed_eve
 
 # Beside what nnU-Net keeps, in the same file, so that no kill can part them; nnU-Net ignores it.
 _RANDOM = "nnunet_nas_random"
+# nnU-Net writes the split in place: how often and how long a training waits for another one that is at it.
+_ATTEMPTS, _PAUSE_SECONDS = 10, 0.1
 
 
 def to_bytes(state: dict[str, Any]) -> bytes:
@@ -140,7 +143,7 @@ class ConfiguredTrainer(nnUNetTrainer, ABC):
         path = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
         known = path.exists()
         try:
-            found: tuple[list[str], list[str]] = super().do_split()
+            return self._split_when_whole()
         except OSError:
             if not known:
                 path.unlink(missing_ok=True)
@@ -149,7 +152,14 @@ class ConfiguredTrainer(nnUNetTrainer, ABC):
             raise DataProblem(
                 f"{path} is not valid JSON: remove it, so that nnU-Net makes its own again, or restore yours"
             ) from error
-        return found
+
+    def _split_when_whole(self) -> tuple[list[str], list[str]]:
+        """Two folds that begin at the same time: one reads what the other has not written to its end."""
+        for _ in range(_ATTEMPTS):
+            with contextlib.suppress(json.JSONDecodeError):
+                return cast("tuple[list[str], list[str]]", super().do_split())
+            time.sleep(_PAUSE_SECONDS)
+        return cast("tuple[list[str], list[str]]", super().do_split())
 
     def _save_debug_information(self) -> None:
         """nnU-Net's text of every attribute but the states."""

@@ -179,6 +179,15 @@ def test_a_full_disk_leaves_no_half_split_behind(planned, monkeypatch):
     assert all(trainer.do_split())
 
 
+def test_a_split_that_another_training_is_writing_is_waited_for(planned, monkeypatch):
+    splits = planned / "splits_final.json"
+    trainer = scheduled(planned)
+    expected, whole = trainer.do_split(), splits.read_text()
+    splits.write_text(whole[:-5])
+    monkeypatch.setattr("nnunet_nas.trainer.time.sleep", lambda seconds: splits.write_text(whole))
+    assert trainer.do_split() == expected
+
+
 def test_a_half_split_is_one_line(planned, capsys):
     (planned / "splits_final.json").write_text("[")
     text = refused(4, scheduled(planned).run_training, capsys)
