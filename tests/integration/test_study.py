@@ -21,6 +21,7 @@ SMALLEST = {
     "study": "smallest",
     "device": "cpu",
     "mirroring": False,
+    "folds": [0, 1],
     "schedule": {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1},
     "datasets": {"998": {"phantom": {"n": 10, "n_test": 2, "size": 64}}},
     "bases": {"a": {"configuration": "2d", "cap": 8, "patch_size": [32, 32], "batch_size": 2}},
@@ -58,7 +59,7 @@ def rows():
 def test_announced_killed_gone_on_with_and_a_failed_cell_is_named(work):
     broken = study_file(work, methods={**SMALLEST["methods"], "topology": FAILING})
     _, said = run(work, *words(broken, "-n"), extra=LOADING)
-    assert "study smallest: 1 datasets, 1 bases, 3 methods, 1 seeds, 1 folds; 4 cells, 0 of them done" in said
+    assert "study smallest: 1 datasets, 1 bases, 3 methods, 1 seeds, 2 folds; 4 cells, 0 of them done" in said
     assert "multiply-accumulates: " in said
     assert {path.name for path in Path().iterdir()} <= {".snakemake"}
 
@@ -86,6 +87,9 @@ def test_announced_killed_gone_on_with_and_a_failed_cell_is_named(work):
     assert (found["base"]["seeds"], found["w4"]["seeds"], found["topology"]["seeds"]) == ("1", "1", "0")
     assert (found["w4"]["against"], found["taught"]["against"]) == ("base", "w4")
     assert found["taught"]["seeds"] == "1"
+    # Two epochs of two iterations on each of two folds, with the teacher's; together they predict the hold-out.
+    assert [float(found[method]["iterations"]) for method in ("base", "w4", "taught")] == [8, 8, 16]
+    assert " -f 0 1 " in Path("998/a/taught/s0/predict.log").read_text()
     assert not Path("tables/complete").exists()
 
     # Without it the rest is done already, and trains nothing again.
