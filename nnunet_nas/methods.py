@@ -26,6 +26,7 @@ class Method:
         trainer: the trainer that reads those settings.
         in_backbone: whether its results are trained inside a frozen backbone, by the retrofit.
         refit: fits a result to other plans, see `transfer`; None where nothing is found.
+        chance: draws an answer at random in place of a result, see `chance`; None where nothing can be drawn.
         answer: argument of its networks that holds what was found; empty where there is nothing to draw.
         check: raises for an answer in a network's arguments that cannot be, and builds nothing; None: checks nothing.
         draw: draws that from a network's arguments into a file, under a title.
@@ -43,6 +44,7 @@ class Method:
     trainer: str | None = None
     in_backbone: bool = False
     refit: str | None = None
+    chance: str | None = None
     answer: str = ""
     check: str | None = None
     draw: str | None = None
@@ -101,6 +103,7 @@ METHODS = {
             trainer="nnunet_nas.iac.trainers:nnUNetTrainerIACSearch",
             in_backbone=True,
             refit="nnunet_nas.iac.refit:refit",
+            chance="nnunet_nas.iac.chance:by_chance",
             answer="cells",
             check="nnunet_nas.iac.genotype:check_answer",
             draw="nnunet_nas.iac.drawing.cell:draw_answer",
@@ -117,6 +120,7 @@ METHODS = {
             trainer="nnunet_nas.iac.trainers:nnUNetTrainerIACLTHSearch",
             in_backbone=True,
             refit="nnunet_nas.iac.refit:refit",
+            chance="nnunet_nas.iac.chance:by_chance",
             answer="cells",
             check="nnunet_nas.iac.genotype:check_answer",
             draw="nnunet_nas.iac.drawing.cell:draw_answer",
@@ -138,6 +142,7 @@ METHODS = {
             settings="nnunet_nas.dints.settings:DiNTSSettings",
             trainer="nnunet_nas.dints.trainers:nnUNetTrainerDiNTSSearch",
             refit="nnunet_nas.dints.refit:refit",
+            chance="nnunet_nas.dints.chance:by_chance",
             answer="topology",
             check="nnunet_nas.dints.topology:check_answer",
             draw="nnunet_nas.dints.drawing:draw_answer",

@@ -88,6 +88,7 @@ class Provenance:
         versions: of the packages.
         created: time, UTC.
         transferred_from: data set, plans and configuration where it was found, if not here.
+        random_like: the result that it was drawn at random in place of, if it was not found.
         backbone_trainer: of the frozen backbone; None: nnU-Net's own, or else the only one that is there.
         backbone_digest: of its weights.
         search_folder: the search's results below those of the data set.
@@ -105,6 +106,7 @@ class Provenance:
     versions: dict[str, str] = field(default_factory=package_versions)
     created: str = field(default_factory=_now)
     transferred_from: dict[str, str] | None = None
+    random_like: str | None = None
     backbone_trainer: str | None = None
     backbone_digest: str | None = None
     search_folder: str | None = None

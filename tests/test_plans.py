@@ -285,6 +285,7 @@ BACKBONE = {"backbone_trainer": "T", "backbone_digest": "sha256:x"}
             ["search_folder", "training_mib"],
         ),
         ("dints", {"transferred_from": {"dataset": "D"}}, ["transferred_from"]),
+        ("dints", {"random_like": "2d_dints"}, ["random_like"]),
     ],
 )
 def test_a_record_has_the_keys_of_its_method_in_their_order(method, known, further):

@@ -26,6 +26,7 @@ COMMANDS = (
     "add_skip",
     "add_encoder",
     "add_width",
+    "add_random",
     "import_dints",
     "compare",
     "export",

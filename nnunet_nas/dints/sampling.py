@@ -240,6 +240,7 @@ def sample_like(
     rng: np.random.Generator,
     *,
     window: Size,
+    draws: int = _DRAWS_PER_TOPOLOGY,
 ) -> list[Topology]:
     """Topologies from P(topology | feasible, of about a size).
 
@@ -249,6 +250,7 @@ def sample_like(
         count: how many to draw.
         rng: source of randomness.
         window: by how much memory, edges and skips may differ.
+        draws: at most, for each topology.
 
     Raises:
         BudgetProblem: there are hardly any.
@@ -259,7 +261,7 @@ def sample_like(
     # Every draw is thinned by the inverse of its tilt, relative to the largest in the window.
     slack = window.edges * abs(tilts[0]) + window.skips * abs(tilts[1])
     found: list[Topology] = []
-    for _ in range(-(-_DRAWS_PER_TOPOLOGY * count // _BATCH)):
+    for _ in range(-(-draws * count // _BATCH)):
         for topology in sample_topologies(at_size, _BATCH, rng):
             own = size_of(topology, relaxed)
             edges_more, skips_more = own.edges - size.edges, own.skips - size.skips

@@ -27,6 +27,7 @@ SMALLEST = {
     "bases": {"a": {"configuration": "2d", "cap": 8, "patch_size": [32, 32], "batch_size": 2}},
     "methods": {"w4": {"width": 4}, "taught": {"width": 4, "distill": {}, "against": "w4"}},
 }
+GENOTYPE = {str(node): {"0": "identity", "1": "sep_conv_3"} for node in range(2, 6)}
 # More levels than the plan has: refused when the search begins.
 FAILING = {"search": "dints", "settings": {"num_levels": 9}}
 LOADING = {"nnUNet_n_proc_DA": "0"}
@@ -135,3 +136,39 @@ def test_a_base_that_was_trained_otherwise_is_refused(work):
             steps.prepare(Study(SMALLEST), cell)
         shutil.rmtree(results)
         steps.prepare(Study(SMALLEST), cell)
+
+
+def test_a_random_cell_is_made_after_the_search_with_its_settings(work, monkeypatch):
+    import sys
+
+    from nnunet_nas.plans import Plans
+
+    sys.path.insert(0, str(STUDY))
+    from nas_study import records, steps
+    from nas_study.grid import Cell, Study, derived
+
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(work / name))
+    study = Study({**SMALLEST, "methods": {"cells": {"search": "iac_lth"}, "random": {"random_of": "cells"}}})
+    cell, dataset = Cell(998, "a", "random", 3), work / "nnUNet_preprocessed" / "Dataset998_Phantom"
+    steps.prepare(study, cell)
+    found = "a_s3_iaclth_residual"
+    with Plans.edited(dataset / "nnUNetPlans_smallest.json") as plans:
+        architecture = plans.resolve("a_s3")["architecture"]
+        skips = architecture["arch_kwargs"]["n_stages"] - 1
+        cells = {"genotype": GENOTYPE, "widths": [4] * skips, "norm": "backbone", "residual": True}
+        architecture["arch_kwargs"] |= {"backbone": architecture["network_class_name"], "cells": cells}
+        architecture["network_class_name"] = "nnunet_nas.iac.network.IACUNet"
+        record = {"method": "iac_lth", "base_digest": plans.digest("a_s3"), "settings": {}, "seeds": [3], "fold": 0}
+        plans.configurations[found] = {"inherits_from": "a_s3", "architecture": architecture, "nas": record}
+        plans.set("a_s3", "iac_retrofit", {"num_epochs": 7})
+    records.write(derived(cell.of("cells")), {"configuration": found})
+    made = steps.derive(study, cell)
+    assert made == {
+        "configuration": f"{found}_random3", "seconds": 0.0, "iterations": 0, "trainer": "nnUNetTrainerIACRetrofit",
+    }  # fmt: skip
+    drawn = Plans.of(dataset, "nnUNetPlans_smallest").resolve(f"{found}_random3")
+    theirs = drawn["architecture"]["arch_kwargs"]["cells"]
+    assert theirs["genotype"] != GENOTYPE
+    assert {**theirs, "genotype": GENOTYPE} == cells
+    assert drawn["nas_settings"]["iac_retrofit"] == {"num_epochs": 7}

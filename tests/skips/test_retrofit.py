@@ -14,6 +14,7 @@ from searches import make_trainer, read_plans, refused, search, set_settings
 from nnunet_nas.cli.main import main
 from nnunet_nas.iac.genotype import Genotype
 from nnunet_nas.iac.network import discrete_state
+from nnunet_nas.iac.sampling import random_genotype
 from nnunet_nas.iac.trainers import nnUNetTrainerIACSearch
 from nnunet_nas.skips.retrofit import nnUNetTrainerIACRetrofit
 from nnunet_nas.skips.unet import SKIP_PREFIX, backbone_weights
@@ -49,6 +50,23 @@ def test_the_retrofit_starts_at_theta_0_and_leaves_the_backbone_alone(searched):
 
 
 @SLOW
+@NO_PICTURES
+def test_a_random_cell_starts_at_theta_0_and_in_the_backbone_of_the_search_too(searched):
+    assert main(["add_random", "-d", "11", "-c", "2d_iaclth", "-seed", "1"]) == 0
+    drawn = random_genotype(np.random.default_rng(1))
+    expected = discrete_state(torch.load(search_folder(searched) / "theta_0.pth", weights_only=True), drawn)
+    backbone = torch.load(
+        search_folder(searched, "nnUNetTrainer") / "checkpoint_final.pth", map_location="cpu", weights_only=False
+    )["network_weights"]
+    trainer = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth_random1")
+    trainer.initialize()
+    trainer.start_from_backbone()
+    state = trainer.network.state_dict()
+    assert all(state[key].equal(value) for key, value in expected.items())
+    others = {key: value for key, value in state.items() if not key.startswith(SKIP_PREFIX)}
+    assert all(value.equal(backbone[key]) for key, value in others.items())
+
+
 @NO_PICTURES
 def test_the_retrofit_of_iac_starts_fresh(searchable):
     found = search(nnUNetTrainerIACSearch, searchable)

@@ -56,6 +56,29 @@ def test_what_each_step_waits_for(study):
     assert study.derive_needs(Cell(1, "plain", "w8", 1))[0] == "1/plain/prepared_s1.json"
 
 
+def test_a_random_answer_is_made_after_the_search_and_trained_as_its_result(content):
+    content["methods"] |= {
+        "cell": {"random_of": "cells", "bases": ["plain"]},
+        "shape": {"random_of": "topology", "datasets": [1], "bases": ["plain"], "against": "topology"},
+        "celltoo": {"transfer": {"dataset": 1, "method": "cell"}, "bases": ["plain"]},
+    }
+    study = read_study(content, SCHEMA)
+
+    def needs(method, dataset=1):
+        cell = Cell(dataset, "plain", method, 0)
+        return study.derive_needs(cell)[1:], study.train_needs(cell, 0)[1:], study.trainer(cell)
+
+    assert needs("cell") == (["1/plain/cells/s0/derived.json"], [TRAINED_BASE], "nnUNetTrainerIACRetrofit")
+    assert needs("shape") == (["1/plain/topology/s0/derived.json"], [], "nnUNetTrainerScheduled")
+    assert needs("celltoo", 2)[2] == "nnUNetTrainerIACRetrofit"
+    # As many iterations as what it is a control of, without the search.
+    spent = {name: cost.parts(study, Cell(1, "plain", name, 0)) for name in ("cells", "cell", "topology", "shape")}
+    assert spent["cell"] == spent["cells"][1:]
+    assert [part.iterations for part in spent["cell"]] == [20]
+    assert spent["shape"] == spent["topology"][1:]
+    assert [part.iterations for part in spent["shape"]] == [50]
+
+
 def test_a_search_sees_the_first_fold_and_each_retrofit_its_own_backbone(content):
     study, cell = read_study({**content, "folds": [2, 0]}, SCHEMA), Cell(1, "plain", "cells", 0)
     assert study.derive_needs(cell)[1:] == ["1/plain/base/s0/trained_2.json"]
@@ -112,6 +135,18 @@ WRONG = {
     ),
     "the reach of a width": (
         {"methods": {"a": {"search": "dints", "datasets": [1]}, "b": {"as_wide_as": "a"}}},
+        "methods.b needs a on data set 2 and base plain, where the study has none",
+    ),
+    "a random one of what is not searched": (
+        {"methods": {"a": {"width": 8}, "b": {"random_of": "a"}}},
+        "methods.b.random_of must name a method that searches",
+    ),
+    "a random cell that is taught": (
+        {"methods": {"a": {"search": "iac"}, "b": {"random_of": "a", "distill": {}}}},
+        "methods.b.distill belongs to a method whose result is trained plainly",
+    ),
+    "the reach of a random one": (
+        {"methods": {"a": {"search": "dints", "datasets": [1]}, "b": {"random_of": "a"}}},
         "methods.b needs a on data set 2 and base plain, where the study has none",
     ),
     "a width as of nothing": ({"methods": {"b": {"as_wide_as": "a"}}}, "methods.b.as_wide_as: there is no method a"),

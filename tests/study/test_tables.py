@@ -161,20 +161,30 @@ def test_the_interval_holds_cases_and_seeds():
     assert high > 0.64
 
 
-def test_as_wide_as_asks_for_the_width_that_fits_what_was_found(study, monkeypatch):
-    content = {**study.content, "methods": {"found": {"search": "dints"}, "wide": {"as_wide_as": "found"}}}
+@pytest.mark.parametrize(
+    ("kind", "call"),
+    [
+        ("as_wide_as", "nnunet_nas add_width -d 5 -c {base} -p {plans} -as {found} --json"),
+        ("random_of", "nnunet_nas add_random -d 5 -c {found} -p {plans} -seed 1 --json"),
+    ],
+)
+def test_what_is_made_after_a_search_asks_for_what_fits_its_result(study, monkeypatch, kind, call):
+    content = {**study.content, "methods": {"found": {"search": "dints"}, "made": {kind: "found"}}}
     asked = []
 
     def run(words, log):
         asked.append((shlex.join(map(str, words)), str(log)))
-        return json.dumps({"configuration": "a_s1_w40"})
+        return json.dumps({"configuration": "a_s1_made"})
 
     monkeypatch.setattr(steps, "run", run)
     monkeypatch.setattr(steps, "_done", lambda path: {"configuration": f"what {path} found"})
-    cell = Cell(5, "a", "wide", 1)
-    assert steps.derive(read_study(content, SCHEMA), cell)["configuration"] == "a_s1_w40"
-    other = "what 5/a/found/s1/derived.json found"
-    call = f"nnunet_nas add_width -d 5 -c {cell.configuration} -p {study.plans} -as {shlex.quote(other)} --json"
+    cell = Cell(5, "a", "made", 1)
+    record = steps.derive(read_study(content, SCHEMA), cell)
+    assert record == {
+        "configuration": "a_s1_made", "seconds": 0.0, "iterations": 0, "trainer": "nnUNetTrainerScheduled",
+    }  # fmt: skip
+    other = shlex.quote("what 5/a/found/s1/derived.json found")
+    call = call.format(base=cell.configuration, plans=study.plans, found=other)
     assert asked == [(call, f"{cell.folder}/derive.log")]
 
 

@@ -55,14 +55,15 @@ def parts(study: Study, cell: Cell) -> list[Part]:
         Part("training", name, {**schedule, **method.get("schedule", {}), **settings})
         for name, settings in taught.items()
     ]
-    if kind == "search" and method["search"] in CELL_SEARCHES:
-        one = [Part("retrofit", "iac_retrofit", method.get("retrofit", {}))]
+    if kind in ("search", "random_of") and study.searched_by(cell.method) in CELL_SEARCHES:
+        theirs = study.content["methods"][method.get("random_of", cell.method)]
+        one = [Part("retrofit", "iac_retrofit", theirs.get("retrofit", {}))]
     if kind == "control_of":
         other = study.content["methods"][method["control_of"]]
         one = [Part("training", "iac_retrofit", other.get("retrofit", {}))]
         if method.get("as_long_as", "retrofit") != "retrofit":
             one.append(Part("training", other["search"], other.get("settings", {})))
-    if kind == "transfer" and study.content["methods"][method["transfer"]["method"]].get("search") in CELL_SEARCHES:
+    if kind == "transfer" and study.searched_by(cell.method) in CELL_SEARCHES:
         one = [Part("retrofit", "iac_retrofit", {})]
     return found + one * len(study.folds)
 

@@ -31,10 +31,10 @@ DEFAULTS = {
     "methods": {},
 }
 # Each method is one of these kinds, by the key that it has.
-KINDS = ("width", "select", "search", "skip", "narrowed_to", "as_wide_as", "control_of", "transfer")
+KINDS = ("width", "select", "search", "skip", "narrowed_to", "as_wide_as", "random_of", "control_of", "transfer")
 # Kinds that wait for what another method on the same data set and base found, and keys that name one.
-_SIZED_BY = ("narrowed_to", "as_wide_as")
-_NAMES_ANOTHER = (*_SIZED_BY, "control_of", "against")
+_MADE_AFTER = ("narrowed_to", "as_wide_as", "random_of")
+_NAMES_ANOTHER = (*_MADE_AFTER, "control_of", "against")
 CELL_SEARCHES = ("iac", "iac_lth")
 
 
@@ -132,14 +132,12 @@ class Study:
         return found
 
     def _check_method(self, name: str) -> None:
-        methods, method = self.content["methods"], self.content["methods"][name]
+        method = self.content["methods"][name]
         kinds = [kind for kind in KINDS if kind in method]
         place = f"methods.{name}"
         if len(kinds) != 1:
             raise UsageError(f"{place} must have exactly one of {', '.join(KINDS)}, not {', '.join(kinds) or 'none'}")
-        for key in _NAMES_ANOTHER:
-            if key in method and method[key] != BASE:
-                self._known("method", [method[key]], methods, f"{place}.{key}")
+        self._check_named(place, method)
         self._known("base", method.get("bases", []), self.content["bases"], f"{place}.bases")
         self._known("data set", method.get("datasets", []), self.datasets, f"{place}.datasets")
         if "search" in method:
@@ -150,14 +148,23 @@ class Study:
         for key in ("retrofit", "start"):
             if key in method and method.get("search") not in CELL_SEARCHES:
                 raise UsageError(f"{place}.{key} belongs to a method with search: iac or iac_lth")
-        if "control_of" in method and methods.get(method["control_of"], {}).get("search") not in CELL_SEARCHES:
-            raise UsageError(f"{place}.control_of must name a method that searches for cells (iac, iac_lth)")
         if "transfer" in method:
             self._check_transfer(place, method["transfer"])
         if "distill" in method:
-            if "transfer" in method or "control_of" in method or method.get("search") in CELL_SEARCHES:
+            if "transfer" in method or "control_of" in method or self.searched_by(name) in CELL_SEARCHES:
                 raise UsageError(f"{place}.distill belongs to a method whose result is trained plainly, from nothing")
             _check_settings("distill", method["distill"], f"{place}.distill")
+
+    def _check_named(self, place: str, method: dict[str, Any]) -> None:
+        """Other methods that a method names."""
+        methods = self.content["methods"]
+        for key in _NAMES_ANOTHER:
+            if key in method and method[key] != BASE:
+                self._known("method", [method[key]], methods, f"{place}.{key}")
+        if "control_of" in method and methods.get(method["control_of"], {}).get("search") not in CELL_SEARCHES:
+            raise UsageError(f"{place}.control_of must name a method that searches for cells (iac, iac_lth)")
+        if "random_of" in method and "search" not in methods.get(method["random_of"], {}):
+            raise UsageError(f"{place}.random_of must name a method that searches")
 
     def _check_search(self, name: str, method: dict[str, Any]) -> None:
         _check_settings(method["search"], method.get("settings", {}), f"methods.{name}.settings")
@@ -193,6 +200,17 @@ class Study:
         for part in ("bases", "methods"):
             for name, entry in self.content[part].items():
                 yield f"{part}.{name}.schedule", entry.get("schedule", {})
+
+    def searched_by(self, method: str) -> str | None:
+        """The search that a method's answer comes from, or stands in place of; None where there is none."""
+        methods = self.content["methods"]
+        own = methods.get(method, {})
+        if "transfer" in own:
+            own = methods.get(own["transfer"]["method"], {})
+        if "random_of" in own:
+            own = methods.get(own["random_of"], {})
+        found: str | None = own.get("search")
+        return found
 
     def schedule(self, cell: Cell) -> dict[str, Any]:
         """`nas_settings.schedule` of a cell's plain training."""
@@ -236,13 +254,9 @@ class Study:
 
     def trainer(self, cell: Cell) -> str:
         """Class name of what trains a cell's configuration."""
-        kind, method = self.kind(cell.method), self.method(cell)
-        if "distill" in method:
+        if "distill" in self.method(cell):
             return str(METHODS["distill"].trainer_name)
-        if kind == "transfer":
-            source = self.content["methods"][method["transfer"]["method"]]
-            return _retrofit() if source.get("search") in CELL_SEARCHES else TRAINER
-        return _retrofit() if kind == "search" and method["search"] in CELL_SEARCHES else TRAINER
+        return _retrofit() if self.searched_by(cell.method) in CELL_SEARCHES else TRAINER
 
     def derive_needs(self, cell: Cell) -> list[str]:
         """Files that must be there before a cell's configuration can be found or made."""
@@ -250,7 +264,7 @@ class Study:
         needs = [prepared(cell)]
         if kind == "search" and method["search"] in CELL_SEARCHES:
             needs += [trained(cell.of(BASE), fold) for fold in self.folds[:1]]
-        if kind in _SIZED_BY:
+        if kind in _MADE_AFTER:
             needs.append(derived(cell.of(method[kind])))
         if kind == "control_of":
             needs += [trained(cell.of(BASE), fold) for fold in self.folds]

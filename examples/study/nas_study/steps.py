@@ -369,6 +369,13 @@ def _as_wide_as(study: Study, cell: Cell) -> dict[str, Any]:
     return {"configuration": json.loads(run([*words, "--json"], Path(cell.folder) / "derive.log"))["configuration"]}
 
 
+def _random_of(study: Study, cell: Cell) -> dict[str, Any]:
+    """A random answer in place of what another method found, by the cell's seed; trained as that is."""
+    other = _done(derived(cell.of(study.method(cell)["random_of"])))["configuration"]
+    words = ["nnunet_nas", "add_random", "-d", cell.dataset, "-c", other, "-p", study.plans, "-seed", cell.seed]
+    return {"configuration": json.loads(run([*words, "--json"], Path(cell.folder) / "derive.log"))["configuration"]}
+
+
 def _control(study: Study, cell: Cell) -> dict[str, Any]:
     """The base, trained on for as long as what it is the control of."""
     from nnunet_nas.schedule.settings import ScheduleSettings
@@ -429,6 +436,7 @@ _DERIVE: dict[str, Callable[[Study, Cell], dict[str, Any]]] = {
     "skip": _skip,
     "narrowed_to": _narrowed_to,
     "as_wide_as": _as_wide_as,
+    "random_of": _random_of,
     "control_of": _control,
     "transfer": _transfer,
 }
