@@ -9,6 +9,7 @@ from nas_study import cost, records
 from nas_study.grid import KINDS, Cell, read_study
 
 from nnunet_nas.errors import UsageError
+from nnunet_nas.xtiny.request import TinySettings
 
 SCHEMA = Path(__file__).resolve().parents[2] / "examples" / "study" / "schema.json"
 TRAINED_BASE = "1/plain/base/s0/trained_0.json"
@@ -184,6 +185,14 @@ def test_the_cost_before_it_starts(study, monkeypatch, tmp_path, nnunet_folders)
     assert "attention 90, taught 180" in said[1]
     assert "4 retrofits, 6 searches" in said[1]
     assert "data set 1 is not counted" in said[2]
+
+
+def test_a_race_costs_its_budget_before_the_width_is_trained(content):
+    content["methods"] = {"race": {"select": {"rule": "race", "budget": 40}}, "tiny": {"select": {"rule": "race"}}}
+    study = read_study(content, SCHEMA)
+    spent = {name: cost.parts(study, Cell(1, "plain", name, 0)) for name in ("race", "tiny")}
+    assert [(part.what, part.iterations) for part in spent["race"]] == [("race", 40), ("training", 50)]
+    assert [part.iterations for part in spent["tiny"]] == [TinySettings.race_budget, 50]
 
 
 def test_multiply_accumulates_of_what_is_planned(dataset, monkeypatch, tmp_path):

@@ -19,6 +19,7 @@ from nnunet_nas.errors import NasError
 from nnunet_nas.methods import settings_class
 from nnunet_nas.plans import Plans
 from nnunet_nas.settings import checked_values
+from nnunet_nas.xtiny.request import TinySettings
 
 # Snakemake's own folder: counting networks takes seconds, and the workflow is read again and again.
 _KNOWN = Path(".snakemake/study_cost.json")
@@ -29,7 +30,7 @@ class Part:
     """A training or a search.
 
     Attributes:
-        what: `training`, `search` or `retrofit`, as it is counted.
+        what: `training`, `search`, `retrofit` or `race`, as it is counted.
         method: whose settings say how long it is.
         settings: that they are.
     """
@@ -50,6 +51,10 @@ def parts(study: Study, cell: Cell) -> list[Part]:
     method, schedule = study.method(cell), study.schedule(cell)
     kind = study.kind(cell.method)
     found = [Part("search", method["search"], method.get("settings", {}))] if kind == "search" else []
+    if kind == "select" and method["select"].get("rule") == "race":
+        # In iterations of the base, as its budget is.
+        budget = method["select"].get("budget", TinySettings.race_budget)
+        found = [Part("race", "schedule", {"num_epochs": budget, "num_iterations_per_epoch": 1})]
     taught = {"distill": method["distill"]} if "distill" in method else {"schedule": {}}
     one = [
         Part("training", name, {**schedule, **method.get("schedule", {}), **settings})
@@ -117,7 +122,7 @@ def _macs(study: Study, cells: list[Cell], problems: list[str]) -> float:
     before, total = len(known), 0.0
     for cell in cells:
         for part in parts(study, cell):
-            plain = part.what == "training" and part.method != "distill"
+            plain = part.what in ("training", "race") and part.method != "distill"
             counts_like = "training" if plain else part.method
             base = study.content["bases"][cell.base]
             key = _digest([plans.digest(base["configuration"]), base, counts_like, part.settings])
