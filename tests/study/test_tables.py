@@ -19,6 +19,8 @@ from nas_study import records, steps, tables
 from nas_study.grid import Cell, derived, predicted, read_study, trained
 from nas_study.pictures import figure_of
 
+from nnunet_nas.plans import Plans
+
 CASES = 8
 SCHEMA = Path(__file__).resolve().parents[2] / "examples" / "study" / "schema.json"
 
@@ -301,6 +303,34 @@ def test_folds_predict_the_hold_out_together_and_cost_what_they_take_together(st
     with pytest.raises(steps.StepFailed):
         steps.predict(study, cell)
     assert " -c a_s0_xtiny8 -f 0 1 -p nnUNetPlans_few -tr T " in commands[0]
+
+
+@pytest.mark.parametrize(
+    ("search", "iterations"),
+    [
+        (("iac_lth", {"trial_iterations": 30}), 2 * 5 + 30),
+        (("dints", {"selection": "evidence", "finalists": 3, "race_iterations": 7}), 2 * 5 + 3 * 7),
+        (("dints", {"selection": "evidence", "finalists": 9, "race_iterations": 7, "samples": 1}), 2 * 5 + 2 * 7),
+        (("dints", {}), 2 * 5),
+    ],
+)
+def test_a_search_costs_what_follows_its_epochs_as_well(study, monkeypatch, tmp_path, search, iterations):
+    name, settings = search
+    given = {"num_epochs": 2, "num_iterations_per_epoch": 5, **settings}
+    study.content["methods"]["cells"] = {"search": name, "settings": given}
+    study.content["methods"]["longer"] = {"control_of": "cells", "as_long_as": "search_and_retrofit"}
+    content = default_plans()
+    content["configurations"]["2d"]["nas_settings"] = {name: given}
+    monkeypatch.setattr(steps, "_plans", lambda *_: Plans(content))
+    np.savez(tmp_path / "search_history.npz", seconds=np.array([10.0, 12.0]))
+    for file, changed in ((steps.FINAL, 1000), ("training_log_1.txt", 900), ("training_log_2.txt", 1045)):
+        (tmp_path / file).touch()
+        os.utime(tmp_path / file, (changed, changed))
+    found = steps._searched(tmp_path, study, Cell(5, "a", "cells", 0), "2d")
+    assert found == {"seconds": 22.0 + 45.0, "iterations": iterations}
+    if name != "dints":
+        retrofit = 100 * 250  # by default
+        assert steps._further_iterations(study, Cell(5, "a", "longer", 0)) == iterations + retrofit
 
 
 def test_a_kill_in_a_prediction_costs_that_prediction(tmp_path):

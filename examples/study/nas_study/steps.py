@@ -325,7 +325,7 @@ def _search(study: Study, cell: Cell) -> dict[str, Any]:
 
 
 def _searched(folder: Path, study: Study, cell: Cell, searched: str) -> dict[str, Any]:
-    """What a search took, by its own history."""
+    """What a search took, by its own history, with the trial or the race that follows its epochs."""
     import numpy as np
 
     from nnunet_nas.methods import settings_class
@@ -334,7 +334,21 @@ def _searched(folder: Path, study: Study, cell: Cell, searched: str) -> dict[str
     with np.load(folder / "search_history.npz") as history:
         seconds = history["seconds"]
     settings: Any = read_settings(settings_class(study.method(cell)["search"]), _plans(study, cell).resolve(searched))
-    return {"seconds": float(np.nansum(seconds)), "iterations": len(seconds) * settings.num_iterations_per_epoch}
+    iterations = len(seconds) * settings.num_iterations_per_epoch + _iterations_after_epochs(settings)
+    return {"seconds": float(np.nansum(seconds)) + _seconds_after_epochs(folder), "iterations": iterations}
+
+
+def _iterations_after_epochs(settings: Any) -> int:
+    """Of trainings by which a search judges what it has found, at most."""
+    if getattr(settings, "selection", None) == "evidence":
+        return int(min(settings.finalists, 1 + settings.samples) * settings.race_iterations)
+    return int(getattr(settings, "trial_iterations", 0))
+
+
+def _seconds_after_epochs(folder: Path) -> float:
+    """From a search's final checkpoint to the last line of its log."""
+    ended = max((path.stat().st_mtime for path in folder.glob("training_log*.txt")), default=0.0)
+    return max(0.0, ended - (folder / FINAL).stat().st_mtime)
 
 
 def _skip(study: Study, cell: Cell) -> dict[str, Any]:
@@ -406,7 +420,7 @@ def _further_iterations(study: Study, cell: Cell) -> int:
 
     def length(name: str, given: dict[str, Any]) -> int:
         settings = settings_class(name)(**checked_values(settings_class(name), given))
-        return int(settings.num_epochs * settings.num_iterations_per_epoch)
+        return int(settings.num_epochs * settings.num_iterations_per_epoch) + _iterations_after_epochs(settings)
 
     retrofit = length("iac_retrofit", theirs.get("retrofit", {}))
     if wanted == "retrofit":
