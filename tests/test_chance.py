@@ -93,6 +93,18 @@ def test_a_network_of_equal_macs_is_one_more_column_and_changes_no_other(tmp_pat
     assert not after["107", "150", "evidence"][-1]
 
 
+def test_searches_within_nnunets_memory_are_compared_with_random_networks_within_it(tmp_path, monkeypatch):
+    path = tmp_path / "trainings.csv"
+    for arm, dice in (("a_own", (0.8, 0.82, 0.84)), (chance.WITHIN, (0.7, 0.7, 0.7)), ("b", (0.9, 0.9, 0.9))):
+        for network, value in enumerate(dice):
+            row = {"dataset": 7, "arm": arm, "network": network, "seed": 0, "iterations": 10, "dice": value}
+            chance.append(path, row)
+    found = compared(path, monkeypatch)
+    less_random = 5
+    assert found["7", "10", "a_own"][less_random].startswith("+0.1200 [+0.1")
+    assert not found["7", "10", "b"][less_random]
+
+
 @pytest.mark.parametrize(
     ("patch", "shape", "parts"),
     [

@@ -88,6 +88,8 @@ NETWORKS_HELP = (
 # nnU-Net's own network at what an arm has found costs, median: the name of the network, that of its arm, what it costs.
 EQUAL = (("equal", "nnU-Net as {}", MEMORY), ("equal_macs", "nnU-Net at the MACs of {}", MACS))
 RESAMPLES = 4000
+# Arms of searches within nnU-Net's own memory end with the first; the second is what they are compared with.
+OWN_BUDGET, WITHIN = "_own", "random within nnU-Net's"
 # Of fewer there is no interval worth the name.
 FEWEST_SEARCHES = 3
 NO_SIZE = dict.fromkeys(("mib", "edges", "skips"), "")
@@ -330,7 +332,7 @@ def networks_of(args: argparse.Namespace, trainer: Any, uniform: Any) -> dict[tu
                 networks[name] = (trainer.spec_of(topology), vars(size_of(topology, uniform)))
     if "within" in args.networks:
         for number, topology in enumerate(random_within(trainer, uniform, args.within)):
-            name = ("random within nnU-Net's", str(number))
+            name = (WITHIN, str(number))
             networks[name] = (trainer.spec_of(topology), vars(size_of(topology, uniform)))
     return networks
 
@@ -381,6 +383,8 @@ def compare(args: argparse.Namespace) -> None:
             cells.append(sd_between_trainings([row for row in own if row["arm"] == arm]))
             random = arms.get(f"random as {arm}")
             cells.append("" if random is None else _difference(networks, random, rng))
+            if arm.endswith(OWN_BUDGET) and WITHIN in arms:
+                cells[-1] = _unmatched_difference(list(networks.values()), list(arms[WITHIN].values()))
             equal, equal_macs = (name.format(arm.removeprefix("random as ")) for _, name, _ in EQUAL)
             cells += [_less(own, arm, reference, rng) for reference in ("nnU-Net", equal)]
             table.append([*cells, _less(own, arm, equal_macs, at_equal_macs)])
@@ -421,6 +425,15 @@ def _less(rows: list[dict[str, str]], arm: str, reference: str, rng: np.random.G
         return difference
     low, high = np.quantile(rng.choice(values, (RESAMPLES, len(values))).mean(1), (0.025, 0.975))
     return f"{difference} [{low:+.4f}, {high:+.4f}]"
+
+
+def _unmatched_difference(found: list[float], random: list[float]) -> str:
+    """Found less random ones of the same budget, each resampled on its own."""
+    rng = np.random.default_rng(0)
+    drawn = [rng.choice(values, (RESAMPLES, len(values))).mean(1) for values in (found, random)]
+    low, high = np.quantile(drawn[0] - drawn[1], (0.025, 0.975))
+    difference = f"{np.mean(found) - np.mean(random):+.4f}"
+    return difference if min(len(found), len(random)) < FEWEST_SEARCHES else f"{difference} [{low:+.4f}, {high:+.4f}]"
 
 
 def _difference(found: dict[str, float], random: dict[str, float], rng: np.random.Generator) -> str:
