@@ -3,6 +3,8 @@
 What a search for a topology within a limit has to beat. The proportions are the plan's, nnU-Net's own limit of channels
 at deep stages included: at one and a half times the width it is one and a half times as high. A width is named by the
 channels of the finest stage. What a network costs grows with each of its stages, which is why halving finds the widest.
+Tensor cores work on multiples of 8 channels in half precision and pad what is none (NVIDIA's guide to mixed precision):
+a width that was found is rounded down to one where that is asked for. nnU-Net's planner has multiples of 32.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from nnunet_nas.training_cost import training_memory
 
 # Channels of the finest stage; nnU-Net plans 32.
 WIDEST = 2**13
+# Channels of which tensor cores want multiples, and from how many on rounding costs less than half of a width.
+ALIGNED, _FEWEST_ALIGNED = 8, 16
 _OWN = (PlainConvUNet, ResidualEncoderUNet)
 
 
@@ -103,7 +107,17 @@ def step_between(spec: NetworkSpec) -> int:
     return planned
 
 
-def widest_within(spec: NetworkSpec, limit: float, measure: Measure, *, step: int = 1) -> NetworkSpec:
+def aligned(width: int, step: int = 1) -> int:
+    """The nearest multiple of 8 (and of a step) below or at a width from 16 channels on: 43 -> 40, 15 -> 15."""
+    if width < _FEWEST_ALIGNED:
+        return width
+    multiple = math.lcm(ALIGNED, step)
+    return width // multiple * multiple or width
+
+
+def widest_within(
+    spec: NetworkSpec, limit: float, measure: Measure, *, step: int = 1, align: bool = False
+) -> NetworkSpec:
     """The widest network in proportion that is within a limit.
 
     Args:
@@ -111,6 +125,7 @@ def widest_within(spec: NetworkSpec, limit: float, measure: Measure, *, step: in
         limit: in the unit of the measure.
         measure: of what the limit is.
         step: widths are multiples of it.
+        align: rounds the width down, see `aligned`; else it is the widest of all.
 
     Raises:
         BudgetProblem: the narrowest is not.
@@ -133,4 +148,5 @@ def widest_within(spec: NetworkSpec, limit: float, measure: Measure, *, step: in
             raise UsageError(
                 f"{WIDEST} channels at the finest stage need less than {limit:.10g} {measure.unit}: give a lower limit"
             )
-    return with_width(spec, step * largest(most, lambda steps: cost(steps) <= limit))
+    width = step * largest(most, lambda steps: cost(steps) <= limit)
+    return with_width(spec, aligned(width, step) if align else width)

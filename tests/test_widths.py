@@ -66,6 +66,24 @@ def test_in_steps_of_groups_by_hand():
         widths.widest_within(spec([2, 4, 4]), 19, CHANNELS, step=4)
 
 
+@pytest.mark.parametrize(
+    ("width", "step", "rounded"),
+    [
+        (1, 1, 1), (11, 1, 11), (15, 1, 15), (16, 1, 16), (22, 1, 16), (35, 1, 32), (43, 1, 40), (320, 1, 320),
+        (36, 4, 32), (36, 12, 24), (12, 12, 12), (20, 20, 20), (60, 20, 40),
+    ],
+)  # fmt: skip
+def test_widths_of_16_and_more_are_whole_eights(width, step, rounded):
+    assert widths.aligned(width, step) == rounded
+
+
+def test_only_who_asks_for_it_has_the_widest_rounded_by_hand():
+    # Of (2, 4, 4) at width w there are 5 w channels: 215 allow 43 of them.
+    exact = widths.widest_within(spec([2, 4, 4]), 215, CHANNELS)
+    rounded = widths.widest_within(spec([2, 4, 4]), 215, CHANNELS, align=True)
+    assert (features_of(exact), features_of(rounded)) == ([43, 86, 86], [40, 80, 80])
+
+
 def test_a_limit_beyond_any_machine_is_refused():
     assert widths.width_of(widths.widest_within(spec([1]), 8191, CHANNELS)) == 8191
     with pytest.raises(UsageError, match=r"8192 channels at the finest stage need less than 1e\+10 channels"):

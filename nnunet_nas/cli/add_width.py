@@ -2,12 +2,14 @@
 
 What another shape of the same memory has to beat; nothing is searched or trained. Training memory is what a training
 step holds in float32 at the planned patch and batch, with deep supervision, as nnunet_nas info shows it. The limit is a
-number, or what another configuration needs; its name ends in the channels of the finest stage.
+number, or what another configuration needs; its name ends in the channels of the finest stage. From 16 channels on a
+width found for a limit is rounded down to a multiple of 8, which tensor cores need to be fast; --exact keeps it.
 
 examples:
   nnunet_nas add_width -d 4 -c 3d_fullres -memory_limit_mib 8000
   nnunet_nas add_width -d 4 -c 3d_fullres -as 3d_fullres_dints
   nnunet_nas add_width -d 4 -c 3d_fullres -as_macs 3d_fullres_dints
+  nnunet_nas add_width -d 4 -c 3d_fullres -memory_limit_mib 8000 --exact
   nnunet_nas add_width -d 4 -c 2d -width 48
 """
 
@@ -43,7 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     limits.add_argument("-as", dest="memory_of", metavar="CONFIGURATION", help="widest within the memory of this one")
     limits.add_argument("-macs", type=_positive, metavar="N", help="widest within N multiply-accumulates for a patch")
     limits.add_argument("-as_macs", dest="macs_of", metavar="CONFIGURATION", help="widest within the MACs of this one")
-    limits.add_argument("-width", type=int, metavar="CHANNELS", help="channels of the finest stage")
+    limits.add_argument("-width", type=int, metavar="CHANNELS", help="channels of the finest stage, never rounded")
+    parser.add_argument(
+        "-exact", "--exact", action="store_true", help="the widest within a limit, be it no multiple of 8"
+    )
     add_plans_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the added configuration as JSON")
 
@@ -78,7 +83,16 @@ def run(args: argparse.Namespace) -> int:
 
 def _chosen(args: argparse.Namespace, plans: Plans, base: NetworkSpec) -> tuple[NetworkSpec, dict[str, Any]]:
     """The network that is asked for, and what the plans record of the question."""
-    from nnunet_nas.widths import MACS, MEMORY, WIDEST, planned_features, step_between, widest_within, with_width
+    from nnunet_nas.widths import (
+        ALIGNED,
+        MACS,
+        MEMORY,
+        WIDEST,
+        planned_features,
+        step_between,
+        widest_within,
+        with_width,
+    )
 
     try:
         planned_features(base)
@@ -91,7 +105,8 @@ def _chosen(args: argparse.Namespace, plans: Plans, base: NetworkSpec) -> tuple[
     other, measure = args.memory_of or args.macs_of, MACS if args.macs or args.macs_of else MEMORY
     limit = args.memory_limit_mib or args.macs or _needed_by(plans, other, measure)
     settings = {"limit": limit, "unit": measure.unit, **({"as": other} if other else {})}
-    return widest_within(base, limit, measure, step=step_between(base)), settings
+    settings |= {} if args.exact else {"multiple_of": ALIGNED}
+    return widest_within(base, limit, measure, step=step_between(base), align=not args.exact), settings
 
 
 def _needed_by(plans: Plans, name: str, measure: Measure) -> float:
@@ -116,7 +131,8 @@ def _notes(name: str, base: NetworkSpec, spec: NetworkSpec, settings: dict[str, 
     within = ""
     if settings:
         source = f" of {settings['as']}" if "as" in settings else ""
-        within = f", the widest within the {settings['limit']:.10g} {settings['unit']}{source}"
+        rounded = f", in multiples of {settings['multiple_of']} from 16 on" if "multiple_of" in settings else ""
+        within = f", the widest within the {settings['limit']:.10g} {settings['unit']}{source}{rounded}"
     macs = MACS.of(spec)
     return [
         f"channels of the stages {features}{within}",

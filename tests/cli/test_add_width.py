@@ -34,6 +34,11 @@ def macs(spec):
     return complexity_of(spec).macs
 
 
+def next_wider(width):
+    """After a width that a limit allows: one channel more, or eight from 16 on."""
+    return width + 1 if width < 16 else width + 8
+
+
 @pytest.fixture
 def add(dataset, capsys):
     """Calls the command on the data set; returns exit code, standard output and lines of standard error."""
@@ -57,6 +62,7 @@ def test_nnunet_builds_the_widest_network_within_a_limit_of_memory(add, dataset,
     (name,) = set(read(dataset, plans)["configurations"]) - set(before["configurations"])
     width = int(name.removeprefix(f"{configuration}_w"))
     assert width > 16
+    assert width % 8 == 0
     assert (code, out) == (0, f"{name}: added to plans {plans} of Dataset011_Fake\n")
     # The base has 16, 32 and 32 channels.
     features = [width, 2 * width, 2 * width]
@@ -67,7 +73,7 @@ def test_nnunet_builds_the_widest_network_within_a_limit_of_memory(add, dataset,
         f"next: nnUNetv2_predict -i INPUT_FOLDER -o OUTPUT_FOLDER -d 11 -c {name} -f 0{option}",
     ]
     spec = spec_of(dataset, name, plans)
-    assert memory(spec) <= limit < memory(with_width(base, width + 1))
+    assert memory(spec) <= limit < memory(with_width(base, next_wider(width)))
     network = build_network(spec, seed=0, deep_supervision=True)
     assert type(network) is type(build_network(base))
     assert [stage.output_channels for stage in _stages(network)] == features
@@ -77,7 +83,8 @@ def test_nnunet_builds_the_widest_network_within_a_limit_of_memory(add, dataset,
     entry = after["configurations"].pop(name)
     assert after == before
     assert (entry["inherits_from"], entry["nas"]["method"]) == (configuration, "width")
-    assert entry["nas"]["settings"] == {"width": width, "limit": limit, "unit": "MiB of training memory"}
+    unit = {"unit": "MiB of training memory", "multiple_of": 8}
+    assert entry["nas"]["settings"] == {"width": width, "limit": limit, **unit}
     assert Plans.of(dataset, plans).staleness(name) is None
 
 
@@ -93,9 +100,21 @@ def test_operations_are_a_limit_too_and_another_one(add, dataset):
     by_macs, by_memory = list(read(dataset)["configurations"])[-2:]
     spec = spec_of(dataset, by_macs)
     width = planned_features(spec)[0]
-    assert macs(spec) <= 3 * macs(base) < macs(with_width(base, width + 1))
+    assert macs(spec) <= 3 * macs(base) < macs(with_width(base, next_wider(width)))
     # Multiply-accumulates grow with the square of the width, activations with the width.
     assert 16 < width < planned_features(spec_of(dataset, by_memory))[0]
+
+
+def test_channels_are_whole_eights_unless_the_exact_width_is_asked_for(add, dataset):
+    base = spec_of(dataset, "2d")
+    limit = str((macs(with_width(base, 43)) + macs(with_width(base, 44))) / 2)
+    rounded, exact = (json.loads(add("-macs", limit, *words, "--json")[1]) for words in ([], ["--exact"]))
+    assert [rounded["configuration"], exact["configuration"]] == ["2d_w40", "2d_w43"]
+    assert rounded["architecture"]["arch_kwargs"]["features_per_stage"] == [40, 80, 80]
+    assert exact["architecture"]["arch_kwargs"]["features_per_stage"] == [43, 86, 86]
+    assert (rounded["nas"]["settings"]["multiple_of"], "multiple_of" in exact["nas"]["settings"]) == (8, False)
+    assert add("-width", "35")[0] == 0
+    assert "2d_w35" in read(dataset)["configurations"]
 
 
 def test_another_configuration_is_the_limit(add, dataset):
@@ -110,7 +129,7 @@ def test_another_configuration_is_the_limit(add, dataset):
         assert added["nas"]["settings"]["as"] == "2d_w24_conv"
         assert " of 2d_w24_conv" in err[0]
         base = spec_of(dataset, "2d")
-        assert cost(with_width(base, width)) <= cost(wanted) < cost(with_width(base, width + 1))
+        assert cost(with_width(base, width)) <= cost(wanted) < cost(with_width(base, next_wider(width)))
 
 
 def test_what_is_trained_in_a_frozen_backbone_needs_less_memory(add, dataset):
@@ -286,7 +305,7 @@ def test_a_found_topology_has_its_control_named_and_the_call_gives_it(dataset, t
     added = list(read(dataset)["configurations"])[-1]
     found, base = spec_of(dataset, "3d_fullres_dints"), spec_of(dataset, "3d_fullres")
     width = planned_features(spec_of(dataset, added))[0]
-    assert memory(with_width(base, width)) <= memory(found) < memory(with_width(base, width + 1))
+    assert memory(with_width(base, width)) <= memory(found) < memory(with_width(base, next_wider(width)))
     content = read(dataset)
     content["configurations"]["3d_fullres"]["batch_size"] = 3
     (dataset / "nnUNetPlans.json").write_text(json.dumps(content))
