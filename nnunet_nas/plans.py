@@ -32,6 +32,7 @@ from nnunet_nas.environment import dataset_number, folder_from_environment
 from nnunet_nas.errors import DataProblem, EnvironmentProblem, UsageError
 from nnunet_nas.files import locked, read_json, remove_leftovers, replace_file
 from nnunet_nas.methods import METHODS
+from nnunet_nas.renewal import Made, renewal
 from nnunet_nas.settings import overrides
 
 # Keys that say where a configuration comes from or how to search on it, not what it is.
@@ -389,6 +390,21 @@ class Plans:
             return f"its base {base} has changed since it was derived (planned again?)"
         return None
 
+    def remedy(self, name: str) -> str:
+        """What a user does about a stale configuration."""
+        base = self.configurations[name].get("inherits_from")
+        if not isinstance(base, str) or base not in self.configurations:
+            return "put its base back, or remove it from the plans"
+        return renewal(Made(name, base, self.record(name) or {}, self._dataset, self.name))
+
+    @property
+    def _dataset(self) -> int | str:
+        """As commands take it; plans that a checkpoint or a trainer holds know no folder."""
+        for name in (self.path.parent.name, str(self.content.get("dataset_name"))):
+            with contextlib.suppress(UsageError):
+                return dataset_number(name)
+        return "DATASET"
+
     def require_fresh(self, name: str) -> None:
         """Refuses a configuration that no longer fits its base.
 
@@ -398,7 +414,7 @@ class Plans:
         self.resolve(name)
         stale = self.staleness(name)
         if stale:
-            raise DataProblem(f"configuration {name} is stale, {stale}: restore the plans, or derive it again")
+            raise DataProblem(f"configuration {name} is stale, {stale}: restore the plans, or {self.remedy(name)}")
 
     def add(
         self,
@@ -507,7 +523,7 @@ class Plans:
             if not self.matches(item.base, item.provenance.base_digest):
                 raise DataProblem(
                     f"configuration {item.base} in {self.path} is not the one that was searched on (planned again "
-                    f"meanwhile?): {otherwise or 'run the search again, or write a separate plans file with -o NAME'}"
+                    f"meanwhile?): {otherwise or 'run the same command again, or write separate plans with -o NAME'}"
                 )
         return [
             item.name

@@ -131,7 +131,7 @@ def _count(
             problems.append(f"{name} is left out: {error}")
             continue
         if stale:
-            problems.append(f"{name} is stale: {stale}")
+            problems.append(f"{name} is stale: {stale}; {plans.remedy(name)}")
     return rows, problems
 
 

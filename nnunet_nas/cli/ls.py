@@ -43,6 +43,7 @@ class Configuration:
     base: str | None = None
     method: str | None = None
     stale: str | None = None
+    remedy: str | None = None
     problem: str | None = None
     preprocessed: bool | None = None
     patch_size: list[int] | None = None
@@ -117,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"problem: {printable(problem)}", file=sys.stderr)
         for plans, item in listed:
             if item.stale:
-                advice = "do not train it, run its search again"
+                advice = f"do not train it: {item.remedy}"
                 print(printable(f"stale: {plans.file}: {item.name}: {item.stale}; {advice}"), file=sys.stderr)
         for plans, item in listed if args.d is not None else []:
             if has_control(item.method) and item.base and not item.stale:
@@ -156,6 +157,7 @@ def _configuration(plans: Plans, name: str) -> Configuration:
         if plans.record(name) is None and plans.configurations[name].get("nas") is not None:
             raise TypeError("nas is no record")
         described.stale = plans.staleness(name)
+        described.remedy = plans.remedy(name) if described.stale else None
         resolved = plans.resolve(name)
         described.preprocessed = (plans.path.parent / resolved["data_identifier"]).is_dir()
         described.patch_size, described.batch_size = resolved["patch_size"], resolved["batch_size"]

@@ -147,7 +147,7 @@ def test_a_stale_configuration_is_counted_and_said_to_be_stale(info, dataset):
     )
     code, out, err = info("-c", "2d_old", "--json")
     assert (code, len(json.loads(out)["configurations"])) == (0, 1)
-    assert err == "2d_old is stale: its base 2d has changed since it was derived (planned again?)\n"
+    assert err == "2d_old is stale: its base 2d has changed since it was derived (planned again?); derive it again\n"
 
 
 UNFIT = {

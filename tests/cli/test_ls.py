@@ -108,6 +108,7 @@ def test_json_carries_the_same(dataset, capsys):
         "base": "2d",
         "method": "xtiny",
         "stale": None,
+        "remedy": None,
         "problem": None,
         "preprocessed": True,
         "patch_size": [64, 48],
@@ -172,6 +173,7 @@ def test_a_configuration_whose_base_was_planned_again_is_stale(dataset, capsys):
     output = capsys.readouterr()
     assert [row[-1] for row in cells(output.out)] == ["ok", "stale"]
     assert "2d_xtiny8: its base 2d has changed" in output.err
+    assert "do not train it: make it again with nnunet_nas select_tiny -d 4 -c 2d --overwrite\n" in output.err
     listing, _ = listed(capsys)
     assert [entry["stale"] is None for entry in listing["nnUNetPlans"]["configurations"]] == [True, False]
 
