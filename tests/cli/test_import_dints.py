@@ -107,3 +107,20 @@ def test_a_configuration_that_nnunet_did_not_write_is_one_line(dataset, code, ca
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert plans(dataset) == content
+
+
+def test_names_from_files_do_not_speak_to_the_terminal(dataset, code, tmp_path, capsys):
+    content = plans(dataset)
+    content["configurations"]["3d\x1b[2J"] = {"inherits_from": "3d_fullres"}
+    (dataset / "nnUNetPlans.json").write_text(json.dumps(content))
+    assert main(["import_dints", "-d", "11", "-c", "3d\x1b[2J", "-code", str(code)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("3d\\x1b[2J_dints_import: added to")
+    assert "times what 3d\\x1b[2J does" in printed.err
+    assert "next: nnUNetv2_train 11 '3d\\x1b[2J_dints_import' 0\n" in printed.err
+    broken = tmp_path / "broken.json"
+    broken.write_text(json.dumps({"\x1b[2J": []}))
+    assert main(["import_dints", "-d", "11", "-c", "3d_fullres", "-code", str(broken)]) == 4
+    refused = capsys.readouterr()
+    assert "the code has no arch_code_a, only \\x1b[2J:" in refused.err
+    assert "\x1b" not in printed.out + printed.err + refused.err

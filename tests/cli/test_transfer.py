@@ -222,3 +222,24 @@ def test_too_many_levels_for_the_target_are_refused_with_the_numbers(two_dataset
     (source / "nnUNetPlans.json").write_text(json.dumps(plans))
     assert transfer("-c", "3d_fullres", "-from", "12:3d_lowres_dints_b") == 4
     assert "needs 4 stages (3 levels from stage 1 on), the target has 3" in capsys.readouterr().err
+
+
+def test_names_from_plans_do_not_speak_to_the_terminal(two_datasets, capsys):
+    content = read(two_datasets)
+    content["configurations"]["3d\x1b[2J"] = {"inherits_from": "3d_fullres"}
+    (two_datasets / "nnUNetPlans.json").write_text(json.dumps(content))
+    assert transfer("-c", "3d\x1b[2J", "-from", "12:3d_lowres_dints_b") == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("3d\\x1b[2J_dints_b: added to")
+    assert "times what 3d\\x1b[2J does" in printed.err
+    assert "next: nnUNetv2_train 11 '3d\\x1b[2J_dints_b' 0\n" in printed.err
+    source = two_datasets.with_name("Dataset012_Other")
+    content = read(source)
+    content["configurations"]["\x1b[2J"] = {**content["configurations"]["2d_xtiny8"]}
+    (source / "nnUNetPlans.json").write_text(json.dumps(content))
+    assert transfer("-c", "2d", "-from", "12:2d") == 4
+    refused = capsys.readouterr()
+    assert (
+        "not the result of a search; there: 3d_lowres_dints_b, 2d_iaclth_residual, 2d_xtiny8, \\x1b[2J" in refused.err
+    )
+    assert "\x1b" not in printed.out + printed.err + refused.err
