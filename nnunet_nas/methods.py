@@ -34,6 +34,8 @@ class Method:
         dynamics: function from such a history to `Dynamics`; likewise.
         averaged: function from several such histories and their names to `Dynamics`; None where there is none.
         cost: function from a network and settings to the phases of `search_cost`; None where they cannot be told.
+        beside: function from plans, a configuration and settings to the network that `cost` takes beside its own, if
+            there is one; None where there never is.
         retrofit_cost: likewise, of the retrofit of what a search can find, from the retrofit's settings as well.
         has_control: whether its results stand beside nnU-Net's own network, made as wide as their memory allows.
     """
@@ -52,6 +54,7 @@ class Method:
     dynamics: str | None = None
     averaged: str | None = None
     cost: str | None = None
+    beside: str | None = None
     retrofit_cost: str | None = None
     has_control: bool = False
 
@@ -155,6 +158,8 @@ METHODS = {
             "distill",
             settings="nnunet_nas.distill.settings:DistillSettings",
             trainer="nnunet_nas.distill.trainer:nnUNetTrainerDistill",
+            cost="nnunet_nas.distill.cost:phases",
+            beside="nnunet_nas.distill.cost:teacher",
         ),
         Method(
             "schedule",

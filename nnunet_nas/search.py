@@ -270,9 +270,13 @@ class SearchTrainer(ResumableTrainer):
         outputs = []
         for iteration in range(1, self.num_iterations_per_epoch + 1):
             outputs.append(self.train_step(next(self.dataloader_train)))
+            self.on_iteration_end(iteration)
             if iteration % _LOOK_EVERY == 0 or iteration == self.num_iterations_per_epoch:
                 self._require_finite_losses()
         return outputs
+
+    def on_iteration_end(self, iteration: int) -> None:
+        """Is called after each of an epoch's training steps, which are counted from 1; does nothing here."""
 
     def _require_finite_losses(self) -> None:
         """Stops all processes at once, before the epoch is kept.

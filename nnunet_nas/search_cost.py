@@ -15,6 +15,7 @@ from typing import Any
 from nnunet_nas.architecture import NetworkSpec
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.methods import METHODS, RETROFIT, part, settings_class, with_cost
+from nnunet_nas.plans import Plans
 from nnunet_nas.settings import read_settings
 from nnunet_nas.training_cost import plain_step, share_of_default_training
 
@@ -82,20 +83,40 @@ class SearchCost:
         }
 
 
-def search_cost(method: str, spec: NetworkSpec, settings: Any) -> SearchCost:
+def cost_in_plans(method: str, plans: Plans, name: str, spec: NetworkSpec, settings: Any) -> SearchCost:
+    """What a method costs on a configuration of plans, which may name a network beside its own.
+
+    Args:
+        method: one of those with a `cost`.
+        plans: that the configuration stands in.
+        name: of the configuration.
+        spec: its network.
+        settings: of the method.
+
+    Raises:
+        DataProblem: as `search_cost`, or the network beside it cannot be found.
+    """
+    beside = METHODS[method].beside
+    return search_cost(method, spec, settings, beside=None if beside is None else part(beside)(plans, name, settings))
+
+
+def search_cost(method: str, spec: NetworkSpec, settings: Any, *, beside: NetworkSpec | None = None) -> SearchCost:
     """What a method costs on a configuration.
 
     Args:
         method: one of those with a `cost`.
         spec: what its trainer is given: the network that is searched on, or trained.
         settings: of the method.
+        beside: another network that it runs, as a distillation its teacher.
 
     Raises:
         DataProblem: a method that counts no cost, or a network that it cannot work on.
     """
     if METHODS[method].cost is None:
         raise DataProblem(f"{method} has no cost to predict; of these there is one: {', '.join(with_cost())}")
-    return SearchCost(method, part(METHODS[method].cost)(spec, settings), spec.batch_size * plain_step(spec))
+    others = [] if beside is None else [beside]
+    phases = part(METHODS[method].cost)(spec, settings, *others)
+    return SearchCost(method, phases, spec.batch_size * plain_step(spec))
 
 
 def retrofit_cost(method: str, spec: NetworkSpec, settings: Any, configuration: dict[str, Any]) -> SearchCost | None:

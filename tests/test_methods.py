@@ -44,9 +44,8 @@ def test_every_part_exists_and_is_its_methods(name):
     if method.searches:
         assert part(method.trainer).settings_class is part(method.settings)
     assert (method.history is None) == (method.dynamics is None)
-    for reference in filter(
-        None, (method.refit, method.chance, method.draw, method.history, method.dynamics, method.cost)
-    ):
+    parts = (method.refit, method.chance, method.draw, method.history, method.dynamics, method.cost, method.beside)
+    for reference in filter(None, parts):
         assert callable(part(reference))
 
 

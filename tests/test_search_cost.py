@@ -10,9 +10,12 @@ from test_complexity import plain_unet
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_nas.architecture import NetworkSpec, build_without_weights, network_spec
+from nnunet_nas.cli.main import main
 from nnunet_nas.complexity import count_macs
 from nnunet_nas.dints.settings import DiNTSSettings
 from nnunet_nas.dints.trainers import nnUNetTrainerDiNTSSearch
+from nnunet_nas.distill.settings import DistillSettings
+from nnunet_nas.distill.trainer import nnUNetTrainerDistill
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.iac.settings import IACLTHSettings, IACSettings
 from nnunet_nas.iac.trainers import nnUNetTrainerIACLTHSearch, nnUNetTrainerIACSearch
@@ -20,7 +23,7 @@ from nnunet_nas.methods import METHODS, settings_class, with_cost
 from nnunet_nas.plans import Plans
 from nnunet_nas.schedule.settings import ScheduleSettings
 from nnunet_nas.schedule.trainer import nnUNetTrainerScheduled
-from nnunet_nas.search_cost import retrofit_cost, search_cost
+from nnunet_nas.search_cost import cost_in_plans, retrofit_cost, search_cost
 from nnunet_nas.settings import read_settings
 from nnunet_nas.skips.retrofit import nnUNetTrainerIACRetrofit
 from nnunet_nas.training_cost import plain_step
@@ -151,9 +154,37 @@ def test_a_retrofit_of_the_cells_that_were_found(searched):
 
 
 def test_methods_without_a_cost_say_so():
-    assert with_cost() == ["iac", "iac_lth", "iac_retrofit", "dints", "schedule"]
-    with pytest.raises(DataProblem, match="distill has no cost to predict"):
-        search_cost("distill", SPEC, None)
+    assert with_cost() == ["iac", "iac_lth", "iac_retrofit", "dints", "distill", "schedule"]
+    with pytest.raises(DataProblem, match="encoder has no cost to predict"):
+        search_cost("encoder", SPEC, None)
+
+
+def test_a_distillation_is_the_students_step_and_each_teachers_forward_pass():
+    teacher = plain_unet(channels=1, classes=2, cap=32, stages=4, patch=(64, 64))
+    short = {"num_epochs": 10, "num_iterations_per_epoch": 25}
+    looks = count_macs(build_without_weights(teacher, deep_supervision=True), (1, 1, 64, 64))
+    for folds, number in ((None, 1), (("0", "1", "2"), 3)):
+        settings = DistillSettings(**short, teacher_folds=folds)
+        cost = search_cost("distill", SPEC, settings, beside=teacher)
+        assert cost.iterations == 250
+        assert cost.macs == 250 * 2 * (plain_step(SPEC) + number * looks)
+    # Plain training of the student is what it is compared with.
+    assert search_cost("distill", SPEC, DistillSettings(**short, weight=0)).plain_iterations == 250
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_a_real_step_with_a_teacher_costs_what_was_predicted(searchable, weight):
+    assert main(["add_width", "-d", "11", "-c", "2d", "-width", "8"]) == 0
+    set_settings(searchable, "2d_w8", "distill", **SHORT | {"num_val_iterations_per_epoch": 1, "weight": weight})
+    plans = Plans.of(searchable, "nnUNetPlans")
+    settings = read_settings(DistillSettings, plans.resolve("2d_w8"))
+    cost = cost_in_plans("distill", plans, "2d_w8", network_spec(plans, "2d_w8"), settings)
+    assert (cost.plain_iterations > 4) == (weight > 0)
+    trainer = make_trainer(nnUNetTrainerDistill, searchable, configuration="2d_w8")
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    batch = next(trainer.dataloader_train)
+    assert within(cost.phases[0].macs, counted(lambda: trainer.train_step(batch)))
 
 
 def test_counting_takes_no_memory():

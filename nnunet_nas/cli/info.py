@@ -139,7 +139,7 @@ def _predictions(
     plans: Plans, name: str, spec: NetworkSpec, methods: list[str], problems: list[str]
 ) -> dict[str, list[dict[str, Any]]]:
     """A further entry of the row: what searches on a configuration, or trainings of it, will cost at most."""
-    from nnunet_nas.search_cost import retrofit_cost, search_cost
+    from nnunet_nas.search_cost import cost_in_plans, retrofit_cost
 
     configuration, found = plans.resolve(name), []
     given = configuration.get("nas_settings", {})
@@ -148,7 +148,7 @@ def _predictions(
             continue
         try:
             settings: Any = read_settings(settings_class(method), configuration)
-            cost = search_cost(method, spec, settings)
+            cost = cost_in_plans(method, plans, name, spec, settings)
             afterwards = retrofit_cost(method, spec, settings, configuration)
         except DataProblem as error:
             problems.append(f"{name}: the cost of {method} cannot be told: {error}")

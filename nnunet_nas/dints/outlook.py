@@ -8,7 +8,6 @@ other processes come on top. Neither changes the search.
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from nnunet_nas.complexity import step_macs, training_shape
 from nnunet_nas.dints.cost import mixture_macs
 from nnunet_nas.dints.operations import Level
 from nnunet_nas.dints.thin import lost_shares
+from nnunet_nas.duration import in_words
 from nnunet_nas.precision import half_precision
 from nnunet_nas.training_cost import DEFAULT_STEPS, plain_step, share_of_default_training
 
@@ -143,19 +143,6 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
-
-
-def in_words(seconds: float) -> str:
-    """Days, hours or minutes, with two digits."""
-    for name, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{_two_digits(seconds / size)} {name}"
-    return f"{_two_digits(seconds)} seconds"
-
-
-def _two_digits(value: float) -> str:
-    digits = 0 if value <= 0 else max(0, 1 - math.floor(math.log10(value)))
-    return f"{value:.{min(digits, 2)}f}"
 
 
 def thin_structures(trainer: nnUNetTrainerDiNTSSearch) -> str:

@@ -15,6 +15,7 @@ import torch
 from nnunet_nas import commands
 from nnunet_nas.architecture import NetworkSpec, build_network, derive
 from nnunet_nas.distributed import broadcast
+from nnunet_nas.duration import Pace, in_words, seconds_to_go
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.files import replace_file
 from nnunet_nas.iac.drawing.cell import draw_cell
@@ -38,7 +39,7 @@ from nnunet_nas.methods import RESIDUAL, result_trainer
 from nnunet_nas.plans import DerivedConfiguration
 from nnunet_nas.randomness import seed_everything
 from nnunet_nas.search import BilevelSearchTrainer, SearchTrainer
-from nnunet_nas.search_cost import retrofit_cost, search_cost
+from nnunet_nas.search_cost import Phase, retrofit_cost, search_cost
 from nnunet_nas.settings import read_settings
 from nnunet_nas.skips.backbone import start_from_backbone
 from nnunet_nas.skips.recompute import has_batch_norms, recomputes
@@ -58,6 +59,8 @@ class CellSearchTrainer(SearchTrainer):
     states: ClassVar[tuple[str, ...]] = (*SearchTrainer.states, "_theta_0", "backbone")
     network: IACSupernet
     history: CellHistory
+    _phases: list[Phase]
+    _pace: Pace | None = None
 
     @classmethod
     def supernet(cls, spec: NetworkSpec, settings: CellSettings) -> IACSupernet:
@@ -144,6 +147,7 @@ class CellSearchTrainer(SearchTrainer):
         """What search and retrofit cost at most, as shares of what they compete with."""
         settings, spec, configuration = self.settings, self.base_spec(), self.plans.resolve(self.configuration_name)
         search = search_cost(settings.method, spec, settings)
+        self._phases = list(search.phases)
         retrofit = retrofit_cost(settings.method, spec, settings, configuration)
         assert retrofit is not None
         theirs = read_settings(IACRetrofitSettings, configuration)
@@ -155,6 +159,26 @@ class CellSearchTrainer(SearchTrainer):
             f"{search.default_trainings + retrofit.default_trainings:.3f}. "
             f"Seconds are more, where cells are narrow several times more."
         )
+
+    def on_iteration_end(self, iteration: int) -> None:
+        """Says how long the search takes, as soon as a few iterations of a kind have been timed."""
+        if iteration == 1 and self._begins_a_kind():
+            self._pace = Pace(self.num_iterations_per_epoch)
+        seconds = None if self._pace is None else self._pace.iterated()
+        if self._pace is None or seconds is None:
+            return
+        done = self.current_epoch * self.num_iterations_per_epoch + iteration
+        left = seconds_to_go(seconds, self._phases, done)
+        self.print_to_log_file(
+            f"Time: {seconds:.2g} s for an iteration, as {self._pace.timed} took now on {self.device.type}: about "
+            f"{in_words(left)} to go at this speed, at most and without validation"
+        )
+        self._pace = None
+
+    def _begins_a_kind(self) -> bool:
+        """Whether the epoch is the first one of this process, or the first one after warm-up."""
+        first = 0 if self.resumed_from is None else self.resumed_from["current_epoch"]
+        return bool(self.current_epoch in (first, self.settings.warmup_epochs))
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
         """SGD for the cell weights and Adam for alpha and beta; both annealed in `on_train_epoch_start`."""

@@ -308,6 +308,21 @@ def test_a_search_is_predicted_before_there_are_settings(info):
     assert (code, err, found["method"], found["iterations"]) == (0, "", "dints", 84 * 250)
 
 
+def test_a_distillation_counts_its_teacher(info, capsys):
+    assert main(["add_width", "-d", "11", "-c", "2d", "-width", "8"]) == 0
+    capsys.readouterr()
+    code, out, err = info("-c", "2d", "2d_w8", "-m", "distill", "--json")
+    plain, student = json.loads(out)["configurations"]
+    (cost,) = student["searches"]
+    assert (code, cost["method"], cost["iterations"]) == (0, "distill", 250_000)
+    # A forward pass of a network of twice the channels is four of the student's, whose step is less than three.
+    assert cost["macs"] > 250_000 * student["to_train"]["batch_size"] * (plain["macs"] + 2.5 * student["macs"])
+    assert 2 < cost["plain_iterations"] / cost["iterations"] < 3
+    # 2d has nothing that could teach it.
+    assert "searches" not in plain
+    assert err.startswith("2d: the cost of distill cannot be told: configuration 2d inherits from none")
+
+
 def test_what_cannot_be_predicted_is_said_and_the_rest_is_counted(info, capsys):
     set_search("dints", "num_levels=9")
     capsys.readouterr()

@@ -33,21 +33,6 @@ def log_of(trainer):
     return "".join(path.read_text() for path in Path(trainer.output_folder).glob("training_log*.txt"))
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0.0, "0 seconds"),
-        (3.14, "3.1 seconds"),
-        (90, "90 seconds"),
-        (150, "2.5 minutes"),
-        (9000, "2.5 hours"),
-        (16 * 86400, "16 days"),
-    ],
-)
-def test_durations_in_words(seconds, words):
-    assert outlook.in_words(seconds) == words
-
-
 def test_the_shortest_step_counts_and_the_first_does_not():
     times = iter([0, 9, 10, 13, 20, 22])
     assert outlook.seconds_per_step(lambda: None, torch.device("cpu"), lambda: next(times)) == 2

@@ -1,6 +1,7 @@
 """The life of a search: what it writes, how it goes on, what it refuses. Networks are tiny and untrained."""
 
 import copy
+import itertools
 import json
 import re
 import shutil
@@ -23,12 +24,16 @@ from searches import (
     use_regions_and_an_ignore_label,
 )
 
+from nnunet_nas.architecture import network_spec
 from nnunet_nas.cli.main import main
+from nnunet_nas.duration import Pace, in_words
 from nnunet_nas.errors import DataProblem
 from nnunet_nas.iac.genotype import EDGES, Genotype
 from nnunet_nas.iac.history import CellHistory
 from nnunet_nas.iac.trainers import nnUNetTrainerIACLTHSearch, nnUNetTrainerIACSearch
+from nnunet_nas.plans import Plans
 from nnunet_nas.precision import LossWatch
+from nnunet_nas.search_cost import search_cost
 from nnunet_nas.skips.retrofit import nnUNetTrainerIACRetrofit
 from nnunet_nas.skips.unet import SKIP_PREFIX
 
@@ -169,6 +174,35 @@ def test_the_cost_is_said_before_the_search_begins(searchable):
     search_share, retrofit, both = map(float, re.findall(r"(?:this search|a retrofit|both) ([0-9]\.[0-9]+)", log))
     assert both > 0.2
     assert both == pytest.approx(search_share + retrofit, abs=0.0011)
+
+
+@NO_PICTURES
+@BOTH
+def test_the_time_is_said_after_the_first_iterations_of_warm_up_and_of_search(trainer_class, searchable, monkeypatch):
+    method = METHOD[trainer_class]
+    epochs = {"num_epochs": 3, "warmup_epochs": 1, "num_iterations_per_epoch": 3, "trial_iterations": 0}
+    set_settings(searchable, "2d", method, **epochs)
+    # Two iterations in each interval of 4000 s.
+    clock = itertools.count(step=4000.0)
+    monkeypatch.setattr("nnunet_nas.iac.trainers.Pace", lambda iterations: Pace(iterations, lambda: next(clock)))
+    trainer = search(trainer_class, searchable)
+    log = "".join(path.read_text() for path in Path(trainer.output_folder).glob("training_log*.txt"))
+    first, second = re.findall(r"Time: (.*?) for an iteration, as 2 took now on cpu: about (.*?) to go at this", log)
+    plans = Plans.of(searchable, "nnUNetPlans")
+    warmup, searching = search_cost(method, network_spec(plans, "2d"), trainer.settings).phases
+    # All six iterations of the search are ahead, and after the first three of these the other three.
+    assert first == ("2e+03 s", in_words(6 * 2000 * searching.macs / warmup.macs))
+    assert second == ("2e+03 s", in_words(3 * 2000))
+
+
+@NO_PICTURES
+def test_a_search_that_goes_on_says_how_long_it_still_takes(searchable):
+    epochs = {"num_epochs": 4, "warmup_epochs": 1, "num_iterations_per_epoch": 2, "stability": "evidence"}
+    set_settings(searchable, "2d", "iac_lth", **epochs)
+    search(nnUNetTrainerIACLTHSearch, searchable, stop_before=2)
+    again = search(nnUNetTrainerIACLTHSearch, searchable, resume=True)
+    logs = sorted(Path(again.output_folder).glob("training_log*.txt"))
+    assert "".join(path.read_text() for path in logs).count(" to go at this speed") == 3
 
 
 @NO_PICTURES
