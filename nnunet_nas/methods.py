@@ -92,15 +92,19 @@ class Dynamics:
 
 # What names of configurations add whose cells are added to the skip: what is trained unless the paper's is wanted.
 RESIDUAL = "_residual"
+# Names of methods that are asked for by name.
+XTINY, IAC, IAC_LTH, DINTS, DISTILL, SCHEDULE, ENCODER = (
+    "xtiny", "iac", "iac_lth", "dints", "distill", "schedule", "encoder",
+)  # fmt: skip
 # Trains what was found, or any module in the skips, in the frozen backbone.
 RETROFIT = "iac_retrofit"
 
 METHODS = {
     method.name: method
     for method in (
-        Method("xtiny", refit="nnunet_nas.xtiny.refit:refit"),
+        Method(XTINY, refit="nnunet_nas.xtiny.refit:refit"),
         Method(
-            "iac",
+            IAC,
             suffix="_iac",
             settings="nnunet_nas.iac.settings:IACSettings",
             trainer="nnunet_nas.iac.trainers:nnUNetTrainerIACSearch",
@@ -117,7 +121,7 @@ METHODS = {
             retrofit_cost="nnunet_nas.iac.cost:retrofit",
         ),
         Method(
-            "iac_lth",
+            IAC_LTH,
             suffix="_iaclth",
             settings="nnunet_nas.iac.settings:IACLTHSettings",
             trainer="nnunet_nas.iac.trainers:nnUNetTrainerIACLTHSearch",
@@ -140,7 +144,7 @@ METHODS = {
             cost="nnunet_nas.skips.cost:retrofit_phases",
         ),
         Method(
-            "dints",
+            DINTS,
             suffix="_dints",
             settings="nnunet_nas.dints.settings:DiNTSSettings",
             trainer="nnunet_nas.dints.trainers:nnUNetTrainerDiNTSSearch",
@@ -155,20 +159,20 @@ METHODS = {
             has_control=True,
         ),
         Method(
-            "distill",
+            DISTILL,
             settings="nnunet_nas.distill.settings:DistillSettings",
             trainer="nnunet_nas.distill.trainer:nnUNetTrainerDistill",
             cost="nnunet_nas.distill.cost:phases",
             beside="nnunet_nas.distill.cost:teacher",
         ),
         Method(
-            "schedule",
+            SCHEDULE,
             settings="nnunet_nas.schedule.settings:ScheduleSettings",
             trainer="nnunet_nas.schedule.trainer:nnUNetTrainerScheduled",
             cost="nnunet_nas.search_cost:plain_phases",
         ),
         Method("skip", in_backbone=True),
-        Method("encoder"),
+        Method(ENCODER),
         Method("width"),
     )
 }

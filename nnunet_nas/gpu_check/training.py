@@ -17,16 +17,16 @@ from nnunet_nas.complexity import MIB
 from nnunet_nas.device_memory import needed_mib
 from nnunet_nas.gpu_check.outcome import Outcome, Outcomes, judged
 from nnunet_nas.gpu_check.workplace import CELLS, ENCODER, Workplace, finish, trainers
-from nnunet_nas.methods import METHODS
+from nnunet_nas.methods import DINTS, IAC_LTH, METHODS, RESIDUAL, RETROFIT, SCHEDULE
 from nnunet_nas.precision import half_precision
 
 _STEPS, _STEPS_ON_CPU = 20, 2
 _SCALE = 1024
 _MEMORY_ERROR = 0.15
 # One of each kind of network that nnU-Net compiles; the others' graphs change.
-_COMPILED = ("iac_retrofit", "schedule")
+_COMPILED = (RETROFIT, SCHEDULE)
 _SEARCH, _DINTS, _RETROFIT, _SCHEDULED = (
-    str(METHODS[name].trainer_name) for name in ("iac_lth", "dints", "iac_retrofit", "schedule")
+    str(METHODS[name].trainer_name) for name in (IAC_LTH, DINTS, RETROFIT, SCHEDULE)
 )
 
 
@@ -173,7 +173,8 @@ def check_resume(place: Workplace) -> Outcomes:
     process.kill()
     process.communicate()
     finish(place.command(*train, "-device", "cpu", "--c"))
-    added = [name for name in ("2d_iaclth", "2d_iaclth_residual") if name in place.content()["configurations"]]
+    cells = f"2d{METHODS[IAC_LTH].suffix}"
+    added = [name for name in (cells, cells + RESIDUAL) if name in place.content()["configurations"]]
     yield judged(
         f"IAC-LTH killed on {place.device.type}, resumed on cpu", "killed, and its two configurations in the plans",
         f"{'killed' if killed else 'it ended by itself'}, {', '.join(added) or 'none'}",
@@ -189,7 +190,7 @@ def check_two_gpus(place: Workplace) -> Outcomes:
         command = commands.train(int(place.dataset.name[7:10]), configuration, 0, trainer=trainer)
         finish(place.command(*command.split(), "-num_gpus", "2"))
         yield judged(f"{trainer} on two GPUs", "exit code 0", "0", passed=True)
-    for name, configuration in (("iac_retrofit", CELLS), ("schedule", ENCODER)):
+    for name, configuration in ((RETROFIT, CELLS), (SCHEDULE, ENCODER)):
         yield _reloaded(place, name, configuration)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_nas import methods
 from nnunet_nas.architecture import derive, network_spec
 from nnunet_nas.environment import VARIABLES
 from nnunet_nas.errors import EnvironmentProblem
@@ -160,10 +161,10 @@ def _furnish(place: Workplace) -> None:
 def _settings() -> dict[str, Any]:
     """Of seconds, for every trainer."""
     settings: dict[str, dict[str, Any]] = {method.name: dict(_SHORT) for method in METHODS.values() if method.trainer}
-    settings["iac"] |= {"warmup_epochs": 1, "trial_iterations": 0}
-    settings["iac_lth"] |= {"warmup_epochs": 1, "trial_iterations": 0}
-    settings["iac_retrofit"] |= {"init": "random"}
-    settings["dints"] |= {"num_layers": 2, "features": 4, "search_features": 2}
+    settings[methods.IAC] |= {"warmup_epochs": 1, "trial_iterations": 0}
+    settings[methods.IAC_LTH] |= {"warmup_epochs": 1, "trial_iterations": 0}
+    settings[methods.RETROFIT] |= {"init": "random"}
+    settings[methods.DINTS] |= {"num_layers": 2, "features": 4, "search_features": 2}
     return settings
 
 
@@ -175,12 +176,12 @@ def _derived(place: Workplace) -> dict[str, Any]:
     cells = cells_architecture(
         spec.architecture, GENOTYPE, widths=[8] * (stages - 1), norm="backbone", residual=True
     )  # fmt: skip
-    origin = Provenance("iac_lth", plans.digest("2d"), {}, [0], fold=0)
+    origin = Provenance(methods.IAC_LTH, plans.digest("2d"), {}, [0], fold=0)
     narrow = spec.with_features([8] * stages).architecture
     found = {
         CELLS: (cells, origin),
-        STUDENT: (narrow, replace(origin, method="xtiny", fold=None)),
-        ENCODER: (encoder(spec.architecture, "efficientnetv2_s"), replace(origin, method="encoder", fold=None)),
+        STUDENT: (narrow, replace(origin, method=methods.XTINY, fold=None)),
+        ENCODER: (encoder(spec.architecture, "efficientnetv2_s"), replace(origin, method=methods.ENCODER, fold=None)),
     }
     return {
         name: derive(name, "2d", replace(spec, architecture=architecture), provenance).entry()
@@ -190,7 +191,7 @@ def _derived(place: Workplace) -> dict[str, Any]:
 
 def trainers() -> dict[str, tuple[type[Any], str]]:
     """Every trainer of ours, and the configuration that it trains here."""
-    configurations = {"iac_retrofit": CELLS, "distill": STUDENT, "schedule": STUDENT}
+    configurations = {methods.RETROFIT: CELLS, methods.DISTILL: STUDENT, methods.SCHEDULE: STUDENT}
     return {
         name: (part(method.trainer), configurations.get(name, "2d"))
         for name, method in METHODS.items()
