@@ -208,8 +208,9 @@ def test_evidence_chooses_what_is_delivered_and_an_interruption_costs_one_score(
     start_again(searchable)
     undisturbed = scores_of(run(searchable))
     assert [entry["topology"] for entry in undisturbed] == [entry["topology"] for entry in scores]
-    # Seen once to differ in the last digit of float32. Why is not known: no operation of torch in such a search depends
-    # on where its memory lies, and all have one thread.
+    # Seen once to differ in the last digit of float32. Why is not known. In three steps of a small DiNTSNet two threads
+    # in place of one changed that digit, and where the batch lies in memory changed nothing; but all losses of this
+    # test had the same number of threads when it was looked at.
     for key in ("shared_loss", "trained_loss"):
         first, again = (
             {number: entry[key] for number, entry in enumerate(found) if key in entry}
