@@ -88,6 +88,8 @@ NETWORKS_HELP = (
 # nnU-Net's own network at what an arm has found costs, median: the name of the network, that of its arm, what it costs.
 EQUAL = (("equal", "nnU-Net as {}", MEMORY), ("equal_macs", "nnU-Net at the MACs of {}", MACS))
 RESAMPLES = 4000
+# For each matched random topology, at most: within nnU-Net's own memory searches find what is rare.
+DRAWS = 40_000
 # Arms of searches within nnU-Net's own memory end with the first; the second is what they are compared with.
 OWN_BUDGET, WITHIN = "_own", "random within nnU-Net's"
 # Of fewer there is no interval worth the name.
@@ -194,7 +196,8 @@ def _overlap(a: Counter[Any], b: Counter[Any]) -> float:
 def matched(topology: Topology, uniform: Any, count: int, seed: int) -> list[Topology]:
     """Random topologies of a size: as many edges and skips, memory within a tenth."""
     size = size_of(topology, uniform)
-    return sample_like(size, uniform, count, np.random.default_rng(seed), window=Size(0.1 * size.mib, 0, 0))
+    window = Size(0.1 * size.mib, 0, 0)
+    return sample_like(size, uniform, count, np.random.default_rng(seed), window=window, draws=DRAWS)
 
 
 def agree(args: argparse.Namespace) -> None:
@@ -383,7 +386,7 @@ def compare(args: argparse.Namespace) -> None:
             cells.append(sd_between_trainings([row for row in own if row["arm"] == arm]))
             random = arms.get(f"random as {arm}")
             cells.append("" if random is None else _difference(networks, random, rng))
-            if arm.endswith(OWN_BUDGET) and WITHIN in arms:
+            if random is None and arm.endswith(OWN_BUDGET) and WITHIN in arms:
                 cells[-1] = _unmatched_difference(list(networks.values()), list(arms[WITHIN].values()))
             equal, equal_macs = (name.format(arm.removeprefix("random as ")) for _, name, _ in EQUAL)
             cells += [_less(own, arm, reference, rng) for reference in ("nnU-Net", equal)]
