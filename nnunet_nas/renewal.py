@@ -126,8 +126,11 @@ def _add_width(made: Made) -> str | None:
     if options is None:
         return None
     number, other = options
-    limit = [other, str(settings["as"])] if "as" in settings else [number, _plain(settings["limit"])]
-    return made.command("add_width", *limit, *([] if "multiple_of" in settings else ["--exact"]))
+    if "as" in settings:
+        return made.command("add_width", other, str(settings["as"]))
+    return made.command(
+        "add_width", number, _plain(settings["limit"]), *([] if "multiple_of" in settings else ["--exact"])
+    )
 
 
 def _plain(number: Any) -> str:

@@ -16,7 +16,7 @@ CALLS = {
     "skip": "add_skip -d 11 -c 2d -m conv",
     "width": "add_width -d 11 -c 2d -width 24",
     "width by memory": "add_width -d 11 -c 2d -memory_limit_mib 7.5",
-    "width by another's memory": "add_width -d 11 -c 2d -as 2d_bs4 --exact",
+    "width by another's memory": "add_width -d 11 -c 2d -as 2d_bs4",
     "width by operations": "add_width -d 11 -c 2d -macs 60000000",
     "width by operations, exact": "add_width -d 11 -c 2d -macs 60000000 --exact",
     "width by another's operations": "add_width -d 11 -c 2d -as_macs 3d_lowres",

@@ -3,7 +3,8 @@
 What another shape of the same memory has to beat; nothing is searched or trained. Training memory is what a training
 step holds in float32 at the planned patch and batch, with deep supervision, as nnunet_nas info shows it. The limit is a
 number, or what another configuration needs; its name ends in the channels of the finest stage. From 16 channels on a
-width found for a limit is rounded down to a multiple of 8, which tensor cores need to be fast; --exact keeps it.
+width found for a number is rounded down to a multiple of 8, which tensor cores need to be fast; --exact keeps it. As
+the control of another configuration it is always exact: rounded, it would have less than what it is compared with.
 
 examples:
   nnunet_nas add_width -d 4 -c 3d_fullres -memory_limit_mib 8000
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     limits.add_argument("-as_macs", dest="macs_of", metavar="CONFIGURATION", help="widest within the MACs of this one")
     limits.add_argument("-width", type=int, metavar="CHANNELS", help="channels of the finest stage, never rounded")
     parser.add_argument(
-        "-exact", "--exact", action="store_true", help="the widest within a limit, be it no multiple of 8"
+        "-exact", "--exact", action="store_true", help="the widest within a number, be it no multiple of 8"
     )
     add_plans_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the added configuration as JSON")
@@ -105,8 +106,9 @@ def _chosen(args: argparse.Namespace, plans: Plans, base: NetworkSpec) -> tuple[
     other, measure = args.memory_of or args.macs_of, MACS if args.macs or args.macs_of else MEMORY
     limit = args.memory_limit_mib or args.macs or _needed_by(plans, other, measure)
     settings = {"limit": limit, "unit": measure.unit, **({"as": other} if other else {})}
-    settings |= {} if args.exact else {"multiple_of": ALIGNED}
-    return widest_within(base, limit, measure, step=step_between(base), align=not args.exact), settings
+    align = not args.exact and other is None
+    settings |= {"multiple_of": ALIGNED} if align else {}
+    return widest_within(base, limit, measure, step=step_between(base), align=align), settings
 
 
 def _needed_by(plans: Plans, name: str, measure: Measure) -> float:

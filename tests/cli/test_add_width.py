@@ -117,19 +117,21 @@ def test_channels_are_whole_eights_unless_the_exact_width_is_asked_for(add, data
     assert "2d_w35" in read(dataset)["configurations"]
 
 
-def test_another_configuration_is_the_limit(add, dataset):
-    assert add("-width", "24")[0] == 0
-    assert main(["add_skip", "-d", "11", "-c", "2d_w24", "-m", "conv"]) == 0
-    wanted = spec_of(dataset, "2d_w24_conv")
+def test_another_configuration_is_the_limit_and_its_control_costs_all_of_it(add, dataset):
+    assert add("-width", "27")[0] == 0
+    assert main(["add_skip", "-d", "11", "-c", "2d_w27", "-m", "conv"]) == 0
+    wanted = spec_of(dataset, "2d_w27_conv")
     for option, cost in (("-as", memory), ("-as_macs", macs)):
-        code, out, err = add(option, "2d_w24_conv", "--json")
+        code, out, err = add(option, "2d_w27_conv", "--json")
         added = json.loads(out)
         width = added["architecture"]["arch_kwargs"]["features_per_stage"][0]
         assert (code, added["configuration"]) == (0, f"2d_w{width}")
-        assert added["nas"]["settings"]["as"] == "2d_w24_conv"
-        assert " of 2d_w24_conv" in err[0]
+        settings = added["nas"]["settings"]
+        assert settings["as"] == "2d_w27_conv"
+        assert "multiple_of" not in settings
+        assert " of 2d_w27_conv" in err[0]
         base = spec_of(dataset, "2d")
-        assert cost(with_width(base, width)) <= cost(wanted) < cost(with_width(base, next_wider(width)))
+        assert cost(with_width(base, width)) <= cost(wanted) < cost(with_width(base, width + 1))
 
 
 def test_what_is_trained_in_a_frozen_backbone_needs_less_memory(add, dataset):
