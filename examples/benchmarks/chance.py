@@ -145,6 +145,7 @@ def search(args: argparse.Namespace) -> None:
             settings,
             without_segmentation=args.without_segmentation,
             without_terms=args.without_terms,
+            sparse_start=args.sparse_start,
         )
         append(args.output, {**key, **row})
         tell(key, f"{row['mib']} MiB, {row['seconds']} s")
@@ -467,6 +468,9 @@ def main() -> None:
     command.add_argument("-first_seed", type=int, default=0)
     command.add_argument("--without_segmentation", action="store_true", help="alpha never sees L_seg")
     command.add_argument("--without_terms", action="store_true", help="alpha sees L_seg alone")
+    command.add_argument(
+        "--sparse_start", action="store_true", help="samples from x at 0, as before 2026-12: fewer edges"
+    )
     command.add_argument("settings", nargs="*", metavar="key=value")
     command.set_defaults(run=search)
     command = commands.add_parser("agree")

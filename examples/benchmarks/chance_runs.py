@@ -100,11 +100,14 @@ class DiNTSProbe(Probe, nnUNetTrainerDiNTSSearch):
 
     without_segmentation = False
     without_terms = False
+    sparse_start = False
 
     def initialize(self) -> None:
         """With an alpha of its own."""
         super().initialize()
         self.network.draw_architecture(torch.Generator().manual_seed(START_OF_ALPHA))
+        if self.settings.weights_on == "samples" and not self.sparse_start:
+            self.network.level_topologies()
         self.pulls: list[dict[str, float]] = []
 
     def architecture_loss(self) -> torch.Tensor:
@@ -138,14 +141,13 @@ class DiNTSProbe(Probe, nnUNetTrainerDiNTSSearch):
         return {"loss": np.zeros(())}
 
 
-def search_dints(
-    problem: Problem, seed: int, settings: dict[str, Any], *, without_segmentation: bool, without_terms: bool
-) -> dict[str, Any]:
-    """One search; what is recorded of it."""
+def search_dints(problem: Problem, seed: int, settings: dict[str, Any], **switches: bool) -> dict[str, Any]:
+    """One search; what is recorded of it. Switches are attributes of `DiNTSProbe`."""
     started, cpu = time.time(), time.process_time()
     with quietly():
         trainer = problem.trainer(DiNTSProbe, {**settings, "seed": seed}, "dints")
-        trainer.without_segmentation, trainer.without_terms = without_segmentation, without_terms
+        for name, value in switches.items():
+            setattr(trainer, name, value)
         trainer.run_training()
         found = trainer.delivered()
     history = trainer.history

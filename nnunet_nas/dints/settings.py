@@ -103,7 +103,8 @@ class DiNTSSettings:
         "mixture",
         "paper",
         "what steps of the weights compute; mixture: all edges and operations, weighted; samples: one topology of the "
-        "budget per step, drawn from P(topology | feasible), and x and alpha are not trained",
+        "budget per step, drawn from P(topology | feasible), all of them about equally probable; x and alpha are not "
+        "trained",
     )
     selection: Literal["argmax", "evidence"] = setting(
         "argmax",

@@ -424,6 +424,16 @@ class DiNTSSupernet(MultiResolutionNet):
                 noise = torch.randn(parameter.shape, generator=generator, device=generator.device)
                 parameter.copy_(mean + 0.01 * noise)
 
+    def level_topologies(self) -> None:
+        """Makes topologies with their operations about equally probable instead of edges, for samples of them.
+
+        x grows by the log of the number of the edge's operations: an edge is there in as many ways. With x at 0 samples
+        have few edges, which learn fast and end lower (our choice, by measurements: `examples/chance.md`).
+        """
+        exists: Any = self.encoder.exists
+        with torch.no_grad():
+            self.encoder.edge_logits.add_(exists.sum(-1).log())
+
 
 def build_supernet(space: Space, settings: DiNTSSettings, input_channels: int, num_classes: int) -> DiNTSSupernet:
     """The relaxed network of a search space, as it is trained."""

@@ -105,6 +105,8 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         network = build_supernet(space, settings, spec.input_channels, spec.output_channels)
         network.apply(network.initialize)
         network.draw_architecture(torch.Generator().manual_seed(settings.seed))
+        if settings.weights_on == "samples":
+            network.level_topologies()
         return network
 
     def _get_deep_supervision_scales(self) -> list[list[float]] | None:

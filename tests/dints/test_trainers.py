@@ -27,6 +27,7 @@ from nnunet_nas.architecture import build_network, network_spec
 from nnunet_nas.dints.decoding import most_probable
 from nnunet_nas.dints.history import TopologyHistory
 from nnunet_nas.dints.judge import Judge
+from nnunet_nas.dints.sampling import RelaxedTopology
 from nnunet_nas.dints.selection import smallest_network
 from nnunet_nas.dints.topology import Topology
 from nnunet_nas.dints.trainers import nnUNetTrainerDiNTSSearch
@@ -228,6 +229,18 @@ def test_candidates_are_judged_on_the_half_that_the_weights_have_not_seen(search
     halves = [set(loader.data_loader._data.identifiers) for loader in trainer.loaders()[::2]]
     training, judging = (set(loader.data_loader._data.identifiers) for loader in trainer.judging_loaders())
     assert [training, judging] == halves
+
+
+@pytest.mark.parametrize("weights_on", ["mixture", "samples"])
+def test_samples_are_drawn_with_topologies_and_not_edges_equally_probable(searchable, weights_on):
+    set_settings(searchable, "2d", "dints", **EVIDENCE, weights_on=weights_on)
+    trainer = make(searchable)
+    trainer.initialize()
+    relaxed = trainer.relaxed()
+    uniform = RelaxedTopology.uniform(len(relaxed.edge_logits), relaxed.names, relaxed.model).edge_logits
+    assert uniform.min() > 1  # of three operations at least
+    wanted = uniform if weights_on == "samples" else np.zeros_like(uniform)
+    np.testing.assert_allclose(relaxed.edge_logits, wanted, atol=0.06)
 
 
 @NO_PICTURES
