@@ -388,7 +388,7 @@ def compare(args: argparse.Namespace) -> None:
             random = arms.get(f"random as {arm}")
             cells.append("" if random is None else _difference(networks, random, rng))
             if random is None and arm.endswith(OWN_BUDGET) and WITHIN in arms:
-                cells[-1] = _unmatched_difference(list(networks.values()), list(arms[WITHIN].values()))
+                cells[-1] = unmatched_difference(list(networks.values()), list(arms[WITHIN].values()))
             equal, equal_macs = (name.format(arm.removeprefix("random as ")) for _, name, _ in EQUAL)
             cells += [_less(own, arm, reference, rng) for reference in ("nnU-Net", equal)]
             table.append([*cells, _less(own, arm, equal_macs, at_equal_macs)])
@@ -431,7 +431,7 @@ def _less(rows: list[dict[str, str]], arm: str, reference: str, rng: np.random.G
     return f"{difference} [{low:+.4f}, {high:+.4f}]"
 
 
-def _unmatched_difference(found: list[float], random: list[float]) -> str:
+def unmatched_difference(found: list[float], random: list[float]) -> str:
     """Found less random ones of the same budget, each resampled on its own."""
     rng = np.random.default_rng(0)
     drawn = [rng.choice(values, (RESAMPLES, len(values))).mean(1) for values in (found, random)]
