@@ -12,12 +12,15 @@ examples:
 from __future__ import annotations
 
 import argparse
-import sys
 
-from nnunet_nas.cli.common import add_dataset_arguments, add_plans_arguments, add_to_plans, quiet_output
-from nnunet_nas.commands import train_and_predict
+from nnunet_nas.cli.common import (
+    add_dataset_arguments,
+    add_plans_arguments,
+    add_to_plans,
+    quiet_output,
+    tell_what_is_next,
+)
 from nnunet_nas.environment import find_preprocessed_dataset
-from nnunet_nas.errors import printable
 from nnunet_nas.methods import result_trainer
 from nnunet_nas.plans import Plans
 
@@ -42,11 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
         derived, notes = random_like(found_configuration(plans, args.c), args.seed)
     where = add_to_plans(args, plans, derived)
-    for note in notes:
-        print(printable(note), file=sys.stderr)
-    trainer = result_trainer(derived.provenance.method)
-    for command in train_and_predict(plans.number, derived.name, plans=where, trainer=trainer):
-        print(f"next: {command}", file=sys.stderr)
+    tell_what_is_next(plans.number, derived.name, where, notes, result_trainer(derived.provenance.method))
     return 0
 
 

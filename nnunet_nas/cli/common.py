@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from nnunet_nas.commands import DEFAULT_PLANS
+from nnunet_nas.commands import DEFAULT_PLANS, train_and_predict
 from nnunet_nas.errors import EnvironmentProblem, printable
 
 if TYPE_CHECKING:
@@ -44,6 +44,22 @@ def add_to_plans(args: argparse.Namespace, plans: Plans, derived: DerivedConfigu
         verb = "added to" if added else "already in"
         print(printable(f"{derived.name}: {verb} plans {where} of {plans.path.parent.name}"))
     return where
+
+
+def tell_what_is_next(number: int, name: str, where: str, notes: Sequence[str], trainer: str | None = None) -> None:
+    """What is to be said of an added configuration, and the commands that train it and predict with it.
+
+    Args:
+        number: of the data set.
+        name: of the configuration.
+        where: identifier of the plans that it was added to.
+        notes: in words, which may quote files of others.
+        trainer: that its method trains with; None: nnU-Net's own.
+    """
+    for note in notes:
+        print(printable(note), file=sys.stderr)
+    for command in train_and_predict(number, name, plans=where, trainer=trainer):
+        print(f"next: {command}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -12,13 +12,17 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import sys
 from pathlib import Path
 
-from nnunet_nas.cli.common import add_dataset_arguments, add_plans_arguments, add_to_plans, quiet_output
-from nnunet_nas.commands import train_and_predict
+from nnunet_nas.cli.common import (
+    add_dataset_arguments,
+    add_plans_arguments,
+    add_to_plans,
+    quiet_output,
+    tell_what_is_next,
+)
 from nnunet_nas.environment import find_preprocessed_dataset
-from nnunet_nas.errors import DataProblem, UsageError, printable
+from nnunet_nas.errors import DataProblem, UsageError
 from nnunet_nas.plans import Plans
 from nnunet_nas.settings import is_part_of_name
 
@@ -73,8 +77,5 @@ def run(args: argparse.Namespace) -> int:
         derived = derive(f"{args.c}{args.name}", args.c, spec, provenance)
         notes.append(memory_beside(spec, args.c, base))
     where = add_to_plans(args, plans, derived)
-    for note in notes:
-        print(printable(note), file=sys.stderr)
-    for command in train_and_predict(plans.number, derived.name, plans=where):
-        print(f"next: {command}", file=sys.stderr)
+    tell_what_is_next(plans.number, derived.name, where, notes)
     return 0

@@ -54,7 +54,7 @@ def _evidence(spec: NetworkSpec, space: Space, settings: DiNTSSettings, weights:
     }
     batch = settings.search_batch_size or spec.batch_size
     whole = batch * plain_step(replace(spec, architecture=space.network(topology)))
-    finalists = min(settings.finalists, 1 + settings.samples)
+    finalists = settings.most_finalists
     return [
         Phase((1 + settings.samples) * settings.scoring_batches, _FORWARD * weights),
         Phase(finalists * settings.race_iterations, whole),

@@ -133,3 +133,8 @@ class DiNTSSettings:
     suffix: str = setting(
         "", "our choice", "appended to the name of the new configuration, for searches side by side", part_of_name=True
     )
+
+    @property
+    def most_finalists(self) -> int:
+        """Topologies that are trained for a while, at most: there may be fewer candidates than places."""
+        return min(self.finalists, 1 + self.samples)

@@ -26,13 +26,19 @@ SLOW = pytest.mark.integration
 NO_PICTURES = pytest.mark.usefixtures("no_pictures")
 
 
+def starts_of(dataset, genotype):
+    """theta_0 of a cell, and the weights of the backbone that was searched on."""
+    theta_0 = torch.load(search_folder(dataset) / "theta_0.pth", weights_only=True)
+    backbone = torch.load(
+        search_folder(dataset, "nnUNetTrainer") / "checkpoint_final.pth", map_location="cpu", weights_only=False
+    )
+    return discrete_state(theta_0, genotype), backbone["network_weights"]
+
+
 @NO_PICTURES
 def test_the_retrofit_starts_at_theta_0_and_leaves_the_backbone_alone(searched):
     found = Genotype.from_json(json.loads((search_folder(searched) / "genotype.json").read_text()))
-    expected = discrete_state(torch.load(search_folder(searched) / "theta_0.pth", weights_only=True), found)
-    backbone = torch.load(
-        search_folder(searched, "nnUNetTrainer") / "checkpoint_final.pth", map_location="cpu", weights_only=False
-    )["network_weights"]
+    expected, backbone = starts_of(searched, found)
     trainer = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth")
     trainer.initialize()
     trainer.start_from_backbone()
@@ -53,11 +59,7 @@ def test_the_retrofit_starts_at_theta_0_and_leaves_the_backbone_alone(searched):
 @NO_PICTURES
 def test_a_random_cell_starts_at_theta_0_and_in_the_backbone_of_the_search_too(searched):
     assert main(["add_random", "-d", "11", "-c", "2d_iaclth", "-seed", "1"]) == 0
-    drawn = random_genotype(np.random.default_rng(1))
-    expected = discrete_state(torch.load(search_folder(searched) / "theta_0.pth", weights_only=True), drawn)
-    backbone = torch.load(
-        search_folder(searched, "nnUNetTrainer") / "checkpoint_final.pth", map_location="cpu", weights_only=False
-    )["network_weights"]
+    expected, backbone = starts_of(searched, random_genotype(np.random.default_rng(1)))
     trainer = make_trainer(nnUNetTrainerIACRetrofit, searched, configuration="2d_iaclth_random1")
     trainer.initialize()
     trainer.start_from_backbone()

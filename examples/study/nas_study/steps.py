@@ -341,7 +341,7 @@ def _searched(folder: Path, study: Study, cell: Cell, searched: str) -> dict[str
 def _iterations_after_epochs(settings: Any) -> int:
     """Of trainings by which a search judges what it has found, at most."""
     if getattr(settings, "selection", None) == "evidence":
-        return int(min(settings.finalists, 1 + settings.samples) * settings.race_iterations)
+        return int(settings.most_finalists * settings.race_iterations)
     return int(getattr(settings, "trial_iterations", 0))
 
 
