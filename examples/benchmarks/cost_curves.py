@@ -25,7 +25,6 @@ import torch
 
 from nnunet_nas.architecture import NetworkSpec, build_network
 from nnunet_nas.dints.cost import mixture_macs
-from nnunet_nas.dints.memory import measure_memory
 from nnunet_nas.dints.selection import select_topology
 from nnunet_nas.dints.settings import DiNTSSettings
 from nnunet_nas.dints.space import Space
@@ -165,15 +164,7 @@ def decoding(sizes: Sizes) -> tuple[Callable[[], object], float]:
     """The most probable topology within 0.7 of the memory that it has without a budget; nothing to multiply."""
     spec, settings = spec_of(sizes), DiNTSSettings(num_layers=sizes.layers)
     space = Space(spec.architecture, settings)
-    memory = measure_memory(
-        space.blocks,
-        space.levels,
-        first_level=space.first_level,
-        patch_size=spec.patch_size,
-        batch_size=spec.batch_size,
-        input_channels=1,
-        num_classes=3,
-    )
+    memory = space.memory(spec)
     rng = np.random.default_rng(0)
     shape = (sizes.layers, *memory.edges.shape)
     logits, operations = rng.normal(size=shape[:2]), rng.dirichlet(np.ones(shape[2]), size=shape[:2])

@@ -9,7 +9,6 @@ import numpy as np
 
 from nnunet_nas import commands
 from nnunet_nas.architecture import NetworkSpec
-from nnunet_nas.dints.memory import measure_memory
 from nnunet_nas.dints.sampling import RelaxedTopology, Size, sample_like, size_of
 from nnunet_nas.dints.settings import DiNTSSettings
 from nnunet_nas.dints.space import Space
@@ -68,14 +67,4 @@ def _space_of(kwargs: dict[str, Any], levels: int, base: NetworkSpec) -> Space:
 
 
 def _uniform(space: Space, layers: int, base: NetworkSpec) -> RelaxedTopology:
-    model = measure_memory(
-        space.blocks,
-        space.levels,
-        first_level=space.first_level,
-        patch_size=base.patch_size,
-        batch_size=base.batch_size,
-        input_channels=base.input_channels,
-        num_classes=base.output_channels,
-        final_conv=space.final_conv,
-    )
-    return RelaxedTopology.uniform(layers, space.names, model)
+    return RelaxedTopology.uniform(layers, space.names, space.memory(base))

@@ -9,9 +9,10 @@ from typing import Any
 
 from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
 
-from nnunet_nas.architecture import import_arguments
+from nnunet_nas.architecture import NetworkSpec, import_arguments
 from nnunet_nas.blocks import Blocks
 from nnunet_nas.commands import set_search
+from nnunet_nas.dints.memory import MemoryModel, measure_memory
 from nnunet_nas.dints.network import FEWEST_STAGES
 from nnunet_nas.dints.operations import OPERATIONS, Level, make_levels
 from nnunet_nas.dints.settings import DiNTSSettings
@@ -70,6 +71,19 @@ class Space:
         geometry = (kwargs["kernel_sizes"][:stages], kwargs["strides"][:stages], self.blocks.dimensions)
         self.levels: list[Level] = make_levels(self.features, *geometry)
         self.search_levels = make_levels(level_features(self.features, stages, finest), *geometry)
+
+    def memory(self, spec: NetworkSpec) -> MemoryModel:
+        """What results need in training, at the batch, patch and channels of a network."""
+        return measure_memory(
+            self.blocks,
+            self.levels,
+            first_level=self.first_level,
+            patch_size=spec.patch_size,
+            batch_size=spec.batch_size,
+            input_channels=spec.input_channels,
+            num_classes=spec.output_channels,
+            final_conv=self.final_conv,
+        )
 
     def require_divisible(self, patch_size: Sequence[int]) -> None:
         """A patch must be a whole number of voxels at every level.

@@ -23,7 +23,7 @@ from nnunet_nas.dints.drawing import draw_progress, draw_topology
 from nnunet_nas.dints.history import TopologyHistory
 from nnunet_nas.dints.judge import Judge
 from nnunet_nas.dints.losses import ArchitectureTerms, exact_terms, paper_terms
-from nnunet_nas.dints.memory import MemoryModel, measure_memory
+from nnunet_nas.dints.memory import MemoryModel
 from nnunet_nas.dints.probabilities import log_feasible, marginals, operation_entropy, pattern_entropy
 from nnunet_nas.dints.sampling import RelaxedTopology, sample_within_budget
 from nnunet_nas.dints.selection import Selection, require_budget, select_topology, within_counted
@@ -128,16 +128,7 @@ class nnUNetTrainerDiNTSSearch(BilevelSearchTrainer):
         self.space.require_divisible(self.configuration_manager.patch_size)
         self._require_selection()
         self._require_device_memory()
-        self.memory: MemoryModel = measure_memory(
-            self.space.blocks,
-            self.space.levels,
-            first_level=self.space.first_level,
-            patch_size=self.configuration_manager.patch_size,
-            batch_size=self.planned_batch_size,
-            input_channels=self.num_input_channels,
-            num_classes=self.label_manager.num_segmentation_heads,
-            final_conv=self.space.final_conv,
-        )
+        self.memory: MemoryModel = self.space.memory(replace(self.base_spec(), batch_size=self.planned_batch_size))
         self._fix_budget()
         self.history = TopologyHistory()
 
